@@ -1,0 +1,1 @@
+"""The command line and what stands around the processes: local stack, simulator, replay, audit."""

@@ -1,0 +1,1 @@
+"""What every process stands on: settings, telemetry, Kafka clients, life cycle."""

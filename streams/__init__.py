@@ -1,0 +1,1 @@
+"""The processes along the stream, one file each: ingest, train."""
