@@ -88,7 +88,8 @@ class Decoder:
         expected: str = getattr(record, self._key_field)
         if key is None or key != expected.encode():
             raise Malformed(
-                Reason.KEY_MISMATCH, f"the record key must be {self._key_field} ({_shown(expected)}), not {_shown(key)}"
+                Reason.KEY_MISMATCH,
+                f"the record key must be {self._key_field} ({_shown(expected)}), not {_shown(key)}",
             )
         if b"\\u0000" in value and _has_nul(msgspec.to_builtins(record)):
             raise Malformed(Reason.UNSTORABLE_TEXT, "a field contains the character U+0000")
@@ -101,7 +102,9 @@ class Decoder:
         try:
             version = _version.decode(value).schema
             if version and not _is_version(version):
-                raise Malformed(Reason.UNKNOWN_VERSION, f"schema {_shown(version)}; this reader knows {MAJOR}.x")
+                raise Malformed(
+                    Reason.UNKNOWN_VERSION, f"schema {_shown(version)}; this reader knows {MAJOR}.x"
+                )
             record: Record = self._lenient(value)
         except ValidationError as error:
             raise Malformed(_reason(str(error)), str(error)) from None

@@ -1,0 +1,173 @@
+"""Refused records: kept whole where they fit, so that they can be read, mended and replayed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from storage.offsets import Claim
+
+MAX_KEY_BYTES = 1024
+MAX_VALUE_BYTES = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewLetter:
+    """A record to refuse."""
+
+    claim: Claim
+    offset: int
+    record_at: datetime
+    key: bytes | None
+    value: bytes | None
+    reason: str
+    detail: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.claim.stream_id}:{self.offset}"
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.value or b"").hexdigest()
+
+    @property
+    def cut(self) -> bool:
+        return len(self.key or b"") > MAX_KEY_BYTES or len(self.value or b"") > MAX_VALUE_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letter:
+    """A refused record as kept."""
+
+    id: str
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    record_at: datetime
+    received_at: datetime
+    key: bytes | None
+    value: bytes | None
+    size: int
+    sha256: str
+    cut: bool
+    replayed: bool
+    """It came in again and was accepted."""
+
+
+_INSERT = text("""
+    INSERT INTO dead_letter (stream_id, position, epoch, reason, detail, record_at, key, value, size, sha256, cut)
+    VALUES (:stream_id, :position, :epoch, :reason, :detail, :record_at, :key, :value, :size, :sha256, :cut)
+""")
+
+_SELECT = """
+    SELECT d.stream_id || ':' || d.position AS id, f.topic, f.partition, d.position AS "offset", d.reason,
+           d.detail, d.record_at, d.received_at, d.key, d.value, d.size, d.sha256, d.cut,
+           r.position IS NOT NULL AS replayed
+    FROM dead_letter d
+    JOIN stream_offset f USING (stream_id)
+    LEFT JOIN replayed_letter r ON r.origin_stream_id = d.stream_id AND r.origin_position = d.position
+"""
+
+_NEWEST = text(
+    _SELECT
+    + """
+    WHERE (CAST(:reason AS text) IS NULL OR d.reason = :reason) AND (:all OR r.position IS NULL)
+    ORDER BY d.received_at DESC, d.stream_id, d.position DESC LIMIT :limit
+"""
+)
+
+_ONE = text(_SELECT + " WHERE d.stream_id = :stream_id AND d.position = :position")
+
+_COUNTS = text("SELECT reason, count(*) AS n FROM dead_letter GROUP BY reason ORDER BY n DESC, reason")
+
+# Origins are looked up without a window, however long ago the letter was written; the row lock of the
+# unique key makes two owners that replay one letter at the same moment agree on who brought it in.
+_CLAIM_ORIGIN = text("""
+    INSERT INTO replayed_letter (origin_stream_id, origin_position, stream_id, position)
+    VALUES (:origin_stream_id, :origin_position, :stream_id, :position)
+    ON CONFLICT DO NOTHING
+""")
+
+
+def append(connection: Connection, letters: Sequence[NewLetter]) -> None:
+    """Keeps refused records, in the transaction of their batch."""
+    if letters:
+        connection.execute(_INSERT, [_values(letter) for letter in letters])
+
+
+def newest(connection: Connection, *, reason: str | None, replayed: bool, limit: int) -> list[Letter]:
+    """The newest letters, of one reason or all; those replayed already only if asked for."""
+    rows = connection.execute(_NEWEST, {"reason": reason, "all": replayed, "limit": limit})
+    return [Letter(**row._mapping) for row in rows]
+
+
+def find(connection: Connection, letter_id: str) -> Letter | None:
+    """A letter by its id, "<stream id>:<offset>".
+
+    :raises ValueError: that is no id.
+    """
+    stream_id, position = parse_id(letter_id)
+    row = connection.execute(_ONE, {"stream_id": stream_id, "position": position}).one_or_none()
+    return None if row is None else Letter(**row._mapping)
+
+
+def counts(connection: Connection) -> dict[str, int]:
+    """Letters by reason."""
+    return {row.reason: row.n for row in connection.execute(_COUNTS)}
+
+
+def claim_origin(connection: Connection, origin: str, claim: Claim, offset: int) -> bool:
+    """Notes that a replayed letter came in at (claim, offset); False = it had come in before.
+
+    :raises ValueError: `origin` is no id.
+    """
+    stream_id, position = parse_id(origin)
+    values = {
+        "origin_stream_id": stream_id,
+        "origin_position": position,
+        "stream_id": claim.stream_id,
+        "position": offset,
+    }
+    return connection.execute(_CLAIM_ORIGIN, values).rowcount == 1
+
+
+def parse_id(letter_id: str) -> tuple[int, int]:
+    """:raises ValueError: not "<stream id>:<offset>"."""
+    stream_id, separator, position = letter_id.partition(":")
+    if not (
+        separator
+        and stream_id.isascii()
+        and stream_id.isdigit()
+        and position.isascii()
+        and position.isdigit()
+    ):
+        raise ValueError(
+            f"{letter_id[:40]!r} is no dead letter id; it looks like 12:345 (see `driftline dlq list`)"
+        )
+    if len(stream_id) > 9 or len(position) > 18:
+        raise ValueError(f"{letter_id[:40]!r} is no dead letter id: a number is too large")
+    return int(stream_id), int(position)
+
+
+def _values(letter: NewLetter) -> dict[str, object]:
+    return {
+        "stream_id": letter.claim.stream_id,
+        "position": letter.offset,
+        "epoch": letter.claim.epoch,
+        "reason": letter.reason,
+        # What the producer sent may stand in the detail; Postgres cannot store U+0000.
+        "detail": letter.detail.replace("\0", "\\0")[:1000],
+        "record_at": letter.record_at,
+        "key": None if letter.key is None else letter.key[:MAX_KEY_BYTES],
+        "value": None if letter.value is None else letter.value[:MAX_VALUE_BYTES],
+        "size": len(letter.value or b""),
+        "sha256": letter.sha256,
+        "cut": letter.cut,
+    }

@@ -1,0 +1,201 @@
+"""The event log: what was accepted, batch by batch, as Arrow.
+
+One row of `log_segment` is one committed batch of one stream. It covers the offsets [first, next), whether
+or not anything in there was accepted, and the next segment starts where it ends: readers check that chain
+and never a count, since transaction markers, aborted and compacted records take offsets but yield no record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from sqlalchemy import Connection, text
+
+from storage.offsets import Claim, Cursor
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+EVENT_ROWS = pa.schema(
+    [
+        ("offset", pa.int64()),
+        ("record_at", _TIME),
+        ("at", _TIME),
+        ("event_id", pa.string()),
+        ("user", pa.string()),
+        ("type", pa.string()),
+        ("item", pa.string()),
+        ("amount", pa.int64()),
+        ("currency", pa.string()),
+        ("other", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+"""Rows of `events.user`, `events.payment` and `events.relational`; `user` is the record's key."""
+
+LABEL_ROWS = pa.schema(
+    [
+        ("offset", pa.int64()),
+        ("record_at", _TIME),
+        ("at", _TIME),
+        ("event_id", pa.string()),
+        ("user", pa.string()),
+        ("task", pa.string()),
+        ("subject", pa.string()),
+        ("ref_time", _TIME),
+        ("value", pa.float64()),
+        ("source", pa.string()),
+    ]
+)
+"""Rows of `labels`; `at` is when the outcome became known."""
+
+ITEM_ROWS = pa.schema([("offset", pa.int64()), ("record_at", _TIME), ("item", pa.string())])
+"""Rows of `items`; what each version says is in `item_version`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What became of the records of a segment."""
+
+    read: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    dead: int = 0
+    suppressed: int = 0
+    unknown_fields: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSegment:
+    """A segment to write."""
+
+    claim: Claim
+    first: int
+    next: int
+    counts: Counts
+    rows: pa.Table
+    """Accepted records in offset order; may be empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A segment as read back."""
+
+    stream_id: int
+    first: int
+    next: int
+    lost: bool
+    last_record_at: datetime | None
+    rows: pa.Table | None
+    """None when nothing was accepted."""
+
+
+class BrokenChain(RuntimeError):
+    """A log segment is missing: offsets between two segments are covered by none."""
+
+
+_INSERT = text("""
+    INSERT INTO log_segment (stream_id, first_offset, epoch, next_offset, read, accepted, duplicates, dead,
+                             suppressed, unknown_fields, first_event_at, last_event_at, last_record_at, rows)
+    VALUES (:stream_id, :first, :epoch, :next, :read, :accepted, :duplicates, :dead,
+            :suppressed, :unknown_fields, :first_event_at, :last_event_at, :last_record_at, :rows)
+""")
+
+_FROM = text("""
+    SELECT first_offset, next_offset, status, last_record_at, rows
+    FROM log_segment
+    WHERE stream_id = :stream_id AND next_offset > :offset
+    ORDER BY first_offset, epoch
+    LIMIT :limit
+""")
+
+_COVERING = text("""
+    SELECT DISTINCT ON (first_offset) rows FROM log_segment, unnest(CAST(:offsets AS bigint[])) AS o(at)
+    WHERE stream_id = :stream_id AND first_offset <= o.at AND next_offset > o.at AND rows IS NOT NULL
+""")
+
+_STARTS = text("SELECT stream_id, min(first_offset) AS first FROM log_segment GROUP BY stream_id")
+
+
+def append(connection: Connection, segments: Sequence[NewSegment]) -> None:
+    """Writes segments; `offsets.advance` in the same transaction makes them count."""
+    for segment in segments:
+        first_event, last_event = _bounds(segment.rows)
+        connection.execute(
+            _INSERT,
+            {
+                "stream_id": segment.claim.stream_id,
+                "first": segment.first,
+                "epoch": segment.claim.epoch,
+                "next": segment.next,
+                "read": segment.counts.read,
+                "accepted": segment.counts.accepted,
+                "duplicates": segment.counts.duplicates,
+                "dead": segment.counts.dead,
+                "suppressed": segment.counts.suppressed,
+                "unknown_fields": segment.counts.unknown_fields,
+                "first_event_at": first_event,
+                "last_event_at": last_event,
+                "last_record_at": pc.max(segment.rows["record_at"]).as_py(),
+                "rows": encode_rows(segment.rows) if segment.rows.num_rows else None,
+            },
+        )
+
+
+def read(connection: Connection, stream_id: int, offset: int, *, limit: int = 8) -> Iterator[Segment]:
+    """Segments from the one that covers `offset` on, chained.
+
+    :raises BrokenChain: a segment is missing between two that are there.
+    """
+    rows = connection.execute(_FROM, {"stream_id": stream_id, "offset": offset, "limit": limit})
+    expected: int | None = None
+    for row in rows:
+        if (row.first_offset > offset) if expected is None else (row.first_offset != expected):
+            raise BrokenChain(
+                f"stream {stream_id}: offsets {expected or offset} to {row.first_offset} are in no log segment"
+            )
+        expected = row.next_offset
+        yield Segment(
+            stream_id=stream_id,
+            first=row.first_offset,
+            next=row.next_offset,
+            lost=row.status == "lost",
+            last_record_at=row.last_record_at,
+            rows=None if row.rows is None else decode_rows(row.rows),
+        )
+
+
+def covering(connection: Connection, stream_id: int, offsets: Iterable[int]) -> list[pa.Table]:
+    """The rows of the segments that hold the given offsets."""
+    values = {"stream_id": stream_id, "offsets": list(offsets)}
+    return [decode_rows(row.rows) for row in connection.execute(_COVERING, values)]
+
+
+def starts(connection: Connection) -> Cursor:
+    """Where the log of each stream begins."""
+    return {row.stream_id: row.first for row in connection.execute(_STARTS)}
+
+
+def encode_rows(rows: pa.Table) -> bytes:
+    """Arrow IPC stream, zstd."""
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, rows.schema, options=options) as writer:
+        writer.write_table(rows)
+    return bytes(sink.getvalue())
+
+
+def decode_rows(data: bytes) -> pa.Table:
+    """The inverse of `encode_rows`."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
+
+
+def _bounds(rows: pa.Table) -> tuple[datetime | None, datetime | None]:
+    if "at" not in rows.column_names:
+        return None, None
+    bounds = pc.min_max(rows["at"]).as_py()
+    return bounds["min"], bounds["max"]

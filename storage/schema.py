@@ -1,0 +1,305 @@
+"""The tables.
+
+Every per-user table has user_id first in its key and no constraint across users, so that it can be
+distributed by user. Keys of what `ingest` writes contain the owner's epoch: rows of a frozen owner's open
+transaction can then never block its successor's.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+Time = DateTime(timezone=True)
+
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("id", UUID(as_uuid=True), nullable=False, server_default=text("gen_random_uuid()")),
+    Column(
+        "suppression_key",
+        LargeBinary,
+        nullable=False,
+        comment="key of the hash under which erased users are remembered",
+    ),
+    CheckConstraint("singleton", name="one_row"),
+    comment="One row: what makes this database this installation.",
+)
+
+stream_offset = Table(
+    "stream_offset",
+    metadata,
+    Column("stream_id", Integer, Identity(always=True), primary_key=True),
+    Column("cluster_id", Text, nullable=False),
+    Column("topic_id", Text, nullable=False),
+    Column("topic", Text, nullable=False, comment="logical name, without the prefix of a shared cluster"),
+    Column("partition", Integer, nullable=False),
+    Column(
+        "epoch",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="raised by each claim; fences former owners",
+    ),
+    Column("next_offset", BigInteger, nullable=False, comment="the next offset to read"),
+    Column("owner_pid", Integer, comment="backend that claimed the stream"),
+    Column("owner_started", Time, comment="and when that backend started, as pids come again"),
+    Column("suppression_version", BigInteger, nullable=False, server_default=text("0")),
+    Column(
+        "retired",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="replaced by another stream: nothing more comes",
+    ),
+    UniqueConstraint("cluster_id", "topic_id", "partition", "life"),
+    comment="The streams (cluster, topic id, partition) and how far each has been taken in. All rows as one transaction sees them = the watermark cursor.",
+)
+
+log_segment = Table(
+    "log_segment",
+    metadata,
+    Column("stream_id", Integer, primary_key=True),
+    Column("first_offset", BigInteger, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("next_offset", BigInteger, nullable=False, comment="the next segment's first_offset"),
+    Column(
+        "status",
+        Text,
+        nullable=False,
+        server_default="data",
+        comment="data, or lost: given up by `offsets adopt`",
+    ),
+    Column("read", Integer, nullable=False),
+    Column("accepted", Integer, nullable=False),
+    Column("duplicates", Integer, nullable=False),
+    Column("dead", Integer, nullable=False),
+    Column("suppressed", Integer, nullable=False),
+    Column(
+        "unknown_fields",
+        Integer,
+        nullable=False,
+        comment="accepted records that carried fields this version ignores",
+    ),
+    Column("first_event_at", Time),
+    Column("last_event_at", Time),
+    Column("last_record_at", Time),
+    Column("received_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    Column(
+        "rows",
+        LargeBinary,
+        comment="accepted records as an Arrow IPC stream (zstd); NULL when there are none",
+    ),
+    CheckConstraint("next_offset > first_offset", name="covers"),
+    CheckConstraint("status IN ('data', 'lost')", name="status"),
+    comment="One committed batch of one stream. Segments chain: next_offset of one is first_offset of the next.",
+)
+
+vocabulary = Table(
+    "vocabulary",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column(
+        "space",
+        SmallInteger,
+        nullable=False,
+        comment="1 user, 2 name (types, currencies), 3 item, 4 party (payees)",
+    ),
+    Column("value", Text(collation="C"), nullable=False),
+    UniqueConstraint("space", "value"),
+    comment="Strings of user_segment as integers; lossless. Learners never see these integers.",
+)
+
+user_segment = Table(
+    "user_segment",
+    metadata,
+    Column("user_id", BigInteger, primary_key=True),
+    Column("stream_id", Integer, primary_key=True),
+    Column("first_offset", BigInteger, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("at", ARRAY(Time), nullable=False, comment="event time"),
+    Column(
+        "kind",
+        ARRAY(SmallInteger),
+        nullable=False,
+        comment="1 user, 2 payment, 3 relation as actor, 4 as counterpart",
+    ),
+    Column("type", ARRAY(BigInteger), nullable=False),
+    Column("item", ARRAY(BigInteger), nullable=False),
+    Column("amount", ARRAY(BigInteger), nullable=False, comment="millionths of the currency unit"),
+    Column("currency", ARRAY(BigInteger), nullable=False),
+    Column("other", ARRAY(BigInteger), nullable=False, comment="counterpart or payee"),
+    Column("event_id", ARRAY(Text), nullable=False),
+    Column("stream", ARRAY(Integer), nullable=False, comment="log position: stream ..."),
+    Column("position", ARRAY(BigInteger), nullable=False, comment="... and offset"),
+    comment="What one batch added to one user's sequence. Rows are added, never updated; arrays run in log order.",
+)
+
+item_version = Table(
+    "item_version",
+    metadata,
+    Column("item_id", Text(collation="C"), primary_key=True),
+    Column("stream_id", Integer, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("record_at", Time, nullable=False),
+    Column("payload", JSONB, comment="NULL: deleted"),
+    comment="Append-only versions of items; as of a cursor the greatest position below it counts.",
+)
+
+dead_letter = Table(
+    "dead_letter",
+    metadata,
+    Column("stream_id", Integer, primary_key=True),
+    Column("position", BigInteger, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("record_at", Time, nullable=False),
+    Column("received_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    Column("key", LargeBinary, comment="at most 1,024 bytes of it"),
+    Column("value", LargeBinary, comment="at most 65,536 bytes of it"),
+    Column("size", BigInteger, nullable=False, comment="bytes of the whole value"),
+    Column("sha256", Text, nullable=False, comment="of the whole value"),
+    Column("cut", Boolean, nullable=False, comment="key or value is not whole: it cannot be replayed"),
+    Index(None, "reason", "received_at"),
+    comment="Refused records, written in the transaction of their batch.",
+)
+
+replayed_letter = Table(
+    "replayed_letter",
+    metadata,
+    Column("origin_stream_id", Integer, primary_key=True),
+    Column("origin_position", BigInteger, primary_key=True),
+    Column("stream_id", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    comment="Dead letters that came in again: which record brought each in. One row an origin, however often it is replayed.",
+)
+
+suppression = Table(
+    "suppression",
+    metadata,
+    Column(
+        "user_hash",
+        LargeBinary,
+        primary_key=True,
+        comment="BLAKE2b-256 of the user id, keyed by the installation",
+    ),
+    Column("version", BigInteger, nullable=False),
+    Column("created_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    comment="Erased users: their records are no longer accepted.",
+)
+
+learner = Table(
+    "learner",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Text, nullable=False),
+    Column("branch", Integer, nullable=False, server_default=text("1")),
+    Column(
+        "epoch",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="raised by each start of train; fences former ones",
+    ),
+    Column(
+        "next_step", BigInteger, nullable=False, server_default=text("0"), comment="the next step to journal"
+    ),
+    Column("config", JSONB, nullable=False),
+    comment="One row a learner: who may write its journal, and how far it is.",
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("learner", Text, primary_key=True),
+    Column("branch", Integer, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column(
+        "rows",
+        JSONB,
+        nullable=False,
+        comment="[[stream id, first offset, next offset], ...]: log rows in the order they are learnt",
+    ),
+    Column("front", Time, comment="record time the merge reached"),
+    Column("idle", ARRAY(Integer), nullable=False, comment="streams the merge went on without"),
+    Column("late", Integer, nullable=False, comment="rows behind the front"),
+    Column("snapshot", Boolean, nullable=False, comment="a snapshot is due after the step"),
+    Column("actions", JSONB, nullable=False, comment="reactions of the learner to the step before"),
+    Column("journalled_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    comment="Steps, written before they run.",
+)
+
+snapshot = Table(
+    "snapshot",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("learner", Text, nullable=False),
+    Column("branch", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False, comment="the next step to run from it"),
+    Column("parent", Text),
+    Column("status", Text, nullable=False, comment="writing, live, deleting"),
+    Column("pinned", Boolean, nullable=False, server_default=text("false")),
+    Column(
+        "irreproducible",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="an erasure touched what it was learnt from",
+    ),
+    Column("cursor", JSONB, nullable=False, comment="stream id -> next offset to learn"),
+    Column("front", Time),
+    Column("sha256", Text, comment="of the tensors' bytes"),
+    Column("manifest", JSONB),
+    Column("created_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    Column("live_at", Time),
+    CheckConstraint("status IN ('writing', 'live', 'deleting')", name="status"),
+    Index(None, "learner", "branch", "step"),
+    comment="Snapshots: a step with a file.",
+)
+
+__all__ = [
+    "dead_letter",
+    "installation",
+    "item_version",
+    "journal",
+    "learner",
+    "log_segment",
+    "metadata",
+    "replayed_letter",
+    "snapshot",
+    "stream_offset",
+    "suppression",
+    "user_segment",
+    "vocabulary",
+]

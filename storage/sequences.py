@@ -1,0 +1,236 @@
+"""Per-user sequences: written batch by batch, read as of a cursor and an event time.
+
+A sequence is sorted by (event time, event id, topic, partition, offset). An as-of read sees what lies below
+its cursor and strictly before its event time: whatever else is being written meanwhile, the same question
+has the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+from pgpq import ArrowToPostgresBinaryEncoder
+from sqlalchemy import Connection, text
+
+from storage.offsets import Claim, Cursor
+from storage.vocabulary import Space, Vocabulary
+
+USER, PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART = 1, 2, 3, 4
+"""Values of user_segment.kind."""
+
+
+class SequenceEvent(NamedTuple):
+    """An event in a user's sequence. The leading five fields are the sort order of sequences."""
+
+    at: int
+    """Event time, microseconds since 1970."""
+    event_id: str
+    topic: str
+    partition: int
+    offset: int
+    stream_id: int
+    kind: int
+    type: str
+    item: str | None
+    amount: int | None
+    """Millionths of the currency unit."""
+    currency: str | None
+    other: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewEvents:
+    """What a batch adds to sequences, from one stream."""
+
+    claim: Claim
+    first_offset: int
+    topic_kind: int
+    """USER, PAYMENT or RELATION_ACTOR (each relation then also stands in its counterpart's sequence)."""
+    rows: pa.Table
+    """log.EVENT_ROWS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryAsk:
+    """Whose history, and what it may see: at most `last_n` events strictly before `before`."""
+
+    user: str
+    before: int
+    """Event time, microseconds since 1970."""
+    last_n: int
+
+
+_COPY = (
+    "COPY user_segment (user_id, stream_id, first_offset, epoch, at, kind, type, item, amount, currency, other,"
+    " event_id, stream, position) FROM STDIN (FORMAT binary)"
+)
+
+_HISTORIES = text("""
+    WITH below AS MATERIALIZED (
+        SELECT c.stream, c.next_offset, f.topic, f.partition
+        FROM unnest(CAST(:streams AS int[]), CAST(:offsets AS bigint[])) AS c(stream, next_offset)
+        JOIN stream_offset f ON f.stream_id = c.stream
+    )
+    SELECT a.n, (extract(epoch FROM e.at) * 1000000)::bigint AS at, e.event_id, e.topic, e.partition, e.position,
+           e.stream, e.kind, t.value AS type, i.value AS item, e.amount, c.value AS currency, o.value AS other
+    FROM unnest(CAST(:users AS text[]), CAST(:befores AS bigint[]), CAST(:last_ns AS int[])) WITH ORDINALITY
+         AS a(user_id, before, last_n, n)
+    JOIN vocabulary u ON u.space = 1 AND u.value = a.user_id
+    CROSS JOIN LATERAL (
+        SELECT e.*, b.topic, b.partition
+        FROM user_segment s
+        CROSS JOIN LATERAL unnest(s.at, s.kind, s.type, s.item, s.amount, s.currency, s.other,
+                                  s.event_id, s.stream, s.position)
+             AS e(at, kind, type, item, amount, currency, other, event_id, stream, position)
+        JOIN below b ON b.stream = e.stream
+        WHERE s.user_id = u.id AND e.position < b.next_offset
+          AND e.at < to_timestamp(0) + a.before * interval '1 microsecond'
+        ORDER BY e.at DESC, e.event_id COLLATE "C" DESC, b.topic COLLATE "C" DESC, b.partition DESC, e.position DESC
+        LIMIT a.last_n
+    ) e
+    JOIN vocabulary t ON t.id = e.type
+    LEFT JOIN vocabulary i ON i.id = e.item
+    LEFT JOIN vocabulary c ON c.id = e.currency
+    LEFT JOIN vocabulary o ON o.id = e.other
+    ORDER BY a.n, e.at, e.event_id COLLATE "C", e.topic COLLATE "C", e.partition, e.position
+""")
+
+_NEWEST = text("""
+    SELECT (extract(epoch FROM max(e.at)) * 1000000)::bigint
+    FROM vocabulary u
+    JOIN user_segment s ON s.user_id = u.id
+    CROSS JOIN LATERAL unnest(s.at, s.stream, s.position) AS e(at, stream, position)
+    JOIN unnest(CAST(:streams AS int[]), CAST(:offsets AS bigint[])) AS c(stream, next_offset) ON c.stream = e.stream
+    WHERE u.space = 1 AND u.value = :user AND e.position < c.next_offset
+""")
+
+# A hit of the duplicate filter is confirmed by the very row it points at.
+_CONFIRM = text("""
+    SELECT a.n
+    FROM unnest(CAST(:users AS bigint[]), CAST(:streams AS int[]), CAST(:offsets AS bigint[]),
+                CAST(:event_ids AS text[])) WITH ORDINALITY AS a(user_id, stream, position, event_id, n)
+    WHERE EXISTS (
+        SELECT FROM user_segment s
+        CROSS JOIN LATERAL unnest(s.stream, s.position, s.event_id, s.kind) AS e(stream, position, event_id, kind)
+        WHERE s.user_id = a.user_id AND e.stream = a.stream AND e.position = a.position
+          AND e.event_id = a.event_id AND e.kind <> 4
+    )
+""")
+
+
+def append(connection: Connection, batch: Sequence[NewEvents], vocabulary: Vocabulary) -> None:
+    """Adds a batch's events to their users' sequences with one COPY."""
+    parts = [_segments(events, vocabulary) for events in batch if events.rows.num_rows]
+    if not parts:
+        return
+    encoder = ArrowToPostgresBinaryEncoder(parts[0].schema)
+    with driver(connection).cursor().copy(_COPY) as copy:
+        copy.write(encoder.write_header())
+        for part in parts:
+            copy.write(encoder.write_batch(part))
+        copy.write(encoder.finish())
+
+
+def histories(
+    connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor
+) -> list[list[SequenceEvent]]:
+    """One history an ask, sorted; all from one statement."""
+    found: list[list[SequenceEvent]] = [[] for _ in asks]
+    values = {
+        "users": [ask.user for ask in asks],
+        "befores": [ask.before for ask in asks],
+        "last_ns": [ask.last_n for ask in asks],
+        **_below(cursor),
+    }
+    for n, *event in connection.execute(_HISTORIES, values):
+        found[n - 1].append(SequenceEvent(*event))
+    return found
+
+
+def newest_event_at(connection: Connection, user: str, cursor: Cursor) -> int | None:
+    """Event time of a user's newest event below the cursor, in microseconds; None = there is none."""
+    newest: int | None = connection.scalar(_NEWEST, {"user": user, **_below(cursor)})
+    return newest
+
+
+def confirmed(connection: Connection, candidates: Mapping[int, tuple[int, int, int, str]]) -> set[int]:
+    """Those candidates (user's vocabulary id, stream, offset, event id) whose row really is in a sequence."""
+    numbers = list(candidates)
+    columns = list(zip(*candidates.values(), strict=True))
+    if not columns:
+        return set()
+    users, streams, offsets, event_ids = (list(column) for column in columns)
+    values = {"users": users, "streams": streams, "offsets": offsets, "event_ids": event_ids}
+    return {numbers[row.n - 1] for row in connection.execute(_CONFIRM, values)}
+
+
+def driver(connection: Connection) -> psycopg.Connection:
+    """The psycopg connection below SQLAlchemy's, for COPY."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, psycopg.Connection)
+    return raw
+
+
+def _below(cursor: Cursor) -> dict[str, list[int]]:
+    return {"streams": list(cursor), "offsets": list(cursor.values())}
+
+
+def _segments(events: NewEvents, vocabulary: Vocabulary) -> pa.RecordBatch:
+    """One row a user, each column a list."""
+    entries = _entries(events, vocabulary)
+    users = entries.column("user").to_numpy()
+    order = np.argsort(users, kind="stable")  # stable: log order inside a user
+    users = users[order]
+    # [U + 1] start of each user's run in the sorted entries
+    starts = np.flatnonzero(np.concatenate(([True], users[1:] != users[:-1], [True]))).astype(np.int32)
+    entries = entries.take(pa.array(order))
+    n = len(starts) - 1
+
+    def lists(name: str) -> pa.ListArray:
+        return pa.ListArray.from_arrays(pa.array(starts), entries.column(name))
+
+    return pa.record_batch(
+        {
+            "user_id": pa.array(users[starts[:-1]]),
+            "stream_id": pa.repeat(pa.scalar(events.claim.stream_id, pa.int32()), n),
+            "first_offset": pa.repeat(pa.scalar(events.first_offset, pa.int64()), n),
+            "epoch": pa.repeat(pa.scalar(events.claim.epoch, pa.int64()), n),
+            **{name: lists(name) for name in entries.schema.names if name != "user"},
+        }
+    )
+
+
+def _entries(events: NewEvents, vocabulary: Vocabulary) -> pa.RecordBatch:
+    """One row an event and user; a relation has two users."""
+    rows = events.rows.combine_chunks()
+    relational = events.topic_kind == RELATION_ACTOR
+    user = vocabulary.encode(Space.USER, rows["user"])
+    other = vocabulary.encode(Space.USER if relational else Space.PARTY, rows["other"])
+    n = rows.num_rows
+    columns = {
+        "user": user,
+        "at": _array(rows["at"]),
+        "kind": pa.repeat(pa.scalar(events.topic_kind, pa.int16()), n),
+        "type": vocabulary.encode(Space.NAME, rows["type"]),
+        "item": vocabulary.encode(Space.ITEM, rows["item"]),
+        "amount": _array(rows["amount"]),
+        "currency": vocabulary.encode(Space.NAME, rows["currency"]),
+        "other": other,
+        "event_id": _array(rows["event_id"]),
+        "stream": pa.repeat(pa.scalar(events.claim.stream_id, pa.int32()), n),
+        "position": _array(rows["offset"]),
+    }
+    entries = pa.record_batch(columns)
+    if not relational:
+        return entries
+    mirrored = {**columns, "user": other, "other": user, "kind": pa.repeat(pa.scalar(4, pa.int16()), n)}
+    return pa.concat_batches([entries, pa.record_batch(mirrored)])
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks()
