@@ -1,0 +1,390 @@
+"""Everything that makes Kafka clients. Synchronous `confluent_kafka`, tuned for batches.
+
+*Logical* topic names are those of `contracts.topics`; *physical* ones carry the prefix and are what the
+broker knows. Works with Apache Kafka >= 2.8 and with Tansu 0.6, the embedded broker. What the two do not
+share, as seen:
+
+- Tansu's latest offset may be too low (protocol, rule 3), it ignores `isolation.level` and echoes topic
+  configs without acting on them. `TopicDescription.full_kafka` is False there.
+- A topic's id: both give one, fresh for a recreated topic.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported, as its documentation says
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from contracts.topics import Topic
+from runtime import metrics
+from runtime.lifecycle import Refused, Transient
+
+Assigned = Callable[[Consumer, list[TopicPartition]], None]
+NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # 16 zero bytes: brokers before 2.8
+TIMEOUT_S = 10.0
+_ALWAYS_NAMED = "max.message.bytes"  # a topic config that a real Kafka names though we never set it
+_MIB = 2**20
+_client_log = logging.getLogger("librdkafka")
+
+
+class BrokerAway(Transient):
+    """No broker answers, or the one that does is not ready yet."""
+
+
+class TopicMissing(Refused):
+    """A topic does not exist (or may not be seen)."""
+
+
+class BrokerRefused(Refused):
+    """The broker answers and says no: credentials, permissions, an unfit request."""
+
+
+@dataclass(frozen=True)
+class KafkaConfig:
+    """How to reach a cluster."""
+
+    bootstrap: str
+    """host:port[,host:port...]"""
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """More librdkafka options; they win over ours. May hold secrets."""
+    prefix: str = ""
+    """Stands before each topic's name."""
+
+    def physical(self, logical: str) -> str:
+        """The name the broker knows."""
+        return self.prefix + logical
+
+    def logical(self, physical: str) -> str:
+        """The name of `contracts.topics`."""
+        return physical.removeprefix(self.prefix)
+
+
+@dataclass(frozen=True, order=True)
+class Stream:
+    """A partition of one particular topic: a recreated topic is another stream."""
+
+    cluster_id: str
+    topic_id: str
+    topic: str
+    """Logical name."""
+    partition: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicDescription:
+    """What the broker says of a topic."""
+
+    cluster_id: str
+    topic_id: str
+    """22 characters of base64; other for a topic that was deleted and created again."""
+    topic: str
+    """Logical name."""
+    partitions: int
+    full_kafka: bool
+    """False on Tansu: the high watermark may be too low, topic configs have no effect."""
+
+    @property
+    def trusts_high_watermark(self) -> bool:
+        """Whether an offset beyond the high watermark means lost records (protocol, rule 3)."""
+        return self.full_kafka
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """All partitions, in order."""
+        return tuple(Stream(self.cluster_id, self.topic_id, self.topic, n) for n in range(self.partitions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicsCreated:
+    """What `create_topics` found and did, by logical name."""
+
+    created: tuple[str, ...]
+    existing: tuple[str, ...]
+    different: Mapping[str, Mapping[str, tuple[str, str | None]]]
+    """Existing topic -> setting ("partitions" too) -> (wanted, found). Nothing is changed."""
+    configs_effective: bool
+    """False on Tansu, which keeps no topic configs: retention and compaction do not happen there."""
+
+
+def consumer(
+    config: KafkaConfig,
+    *,
+    group: str,
+    topics: Sequence[str] = (),
+    on_assign: Assigned | None = None,
+    on_revoke: Assigned | None = None,
+    on_lost: Assigned | None = None,
+    session_timeout_s: float = 6.0,
+    extra: Mapping[str, Any] | None = None,
+) -> Consumer:
+    """A consumer that never commits or resets by itself: positions are the caller's business.
+
+    Eager (range) assignment under the classic protocol. Without `topics` (logical names) nothing is
+    subscribed. Callbacks run inside `consume`/`poll`/`close` and get physical names; nothing may escape them.
+    """
+    options: dict[str, Any] = {
+        **_common(config, "consumer"),
+        "group.id": group,
+        "group.protocol": "classic",
+        "partition.assignment.strategy": "range",
+        "session.timeout.ms": int(session_timeout_s * 1000),
+        "heartbeat.interval.ms": int(min(session_timeout_s / 4, 2.0) * 1000),
+        "max.poll.interval.ms": max(120_000, int(session_timeout_s * 1000)),
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "enable.partition.eof": False,
+        "isolation.level": "read_committed",
+        "fetch.wait.max.ms": 100,
+        "fetch.max.bytes": 32 * _MIB,
+        "max.partition.fetch.bytes": 4 * _MIB,
+        "queued.max.messages.kbytes": 64 * 1024,  # KiB: what one process may hold unread
+        "fetch.queue.backoff.ms": 10,  # ms; the default, a second, starves a fast reader
+        **config.options,
+        **(extra or {}),
+    }
+    made = Consumer(options, logger=_client_log)
+    if topics:
+        callbacks = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
+        made.subscribe(
+            [config.physical(topic) for topic in topics],
+            **{name: callback for name, callback in callbacks.items() if callback is not None},
+        )
+    return made
+
+
+def producer(config: KafkaConfig, *, extra: Mapping[str, Any] | None = None) -> Producer:
+    """An idempotent producer: acknowledged by all replicas, in order, without repeats of its own making."""
+    return Producer(
+        {
+            **_common(config, "producer"),
+            "enable.idempotence": True,
+            "compression.type": "lz4",
+            "linger.ms": 10,
+            "batch.size": _MIB,
+            "queue.buffering.max.messages": 200_000,
+            "queue.buffering.max.kbytes": 256 * 1024,  # KiB
+            "message.timeout.ms": 120_000,
+            **config.options,
+            **(extra or {}),
+        },
+        logger=_client_log,
+    )
+
+
+def admin(config: KafkaConfig) -> AdminClient:
+    """A client for topics and cluster."""
+    return AdminClient({**_common(config, "admin"), **config.options}, logger=_client_log)
+
+
+def describe(
+    config: KafkaConfig,
+    topics: Sequence[str],
+    *,
+    client: AdminClient | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> dict[str, TopicDescription]:
+    """Identity and size of topics, by logical name.
+
+    :raises TopicMissing: one does not exist. :raises BrokerAway: nobody answers in time.
+    :raises BrokerRefused: no permission, or a broker too old to have topic ids.
+    """
+    client = client or admin(config)
+    cluster_id = _cluster_id(config, client, timeout_s)
+    names = [config.physical(topic) for topic in topics]
+    found, missing = {}, []
+    answers = client.describe_topics(TopicCollection(names), request_timeout=timeout_s) if names else {}
+    for name, answer in answers.items():
+        try:
+            found[name] = answer.result()
+        except KafkaException as error:
+            if error.args[0].code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+                raise _trouble(error, config, f"describing topic {name}") from error
+            missing.append(name)
+    if missing:
+        raise TopicMissing(
+            f"no topic {', '.join(missing)}",
+            where=f"Kafka at {config.bootstrap}",
+            todo="`driftline topics create`, or correct the setting topic_prefix",
+        )
+    full = not names or _is_full_kafka(config, client, names[0], timeout_s)
+    described = {}
+    for name, topic in found.items():
+        if str(topic.topic_id) == NO_TOPIC_ID:
+            raise BrokerRefused(
+                f"topic {name} has no id, so its recreation would go unnoticed",
+                where=f"Kafka at {config.bootstrap}",
+                todo="use Apache Kafka 2.8 or later",
+            )
+        described[config.logical(name)] = TopicDescription(
+            cluster_id=cluster_id,
+            topic_id=str(topic.topic_id),
+            topic=config.logical(name),
+            partitions=len(topic.partitions),
+            full_kafka=full,
+        )
+    return {topic: described[topic] for topic in topics}
+
+
+def low_high(
+    consumer: Consumer, physical_topic: str, partition: int, *, timeout_s: float = TIMEOUT_S
+) -> tuple[int, int]:
+    """First offset still there, and the one after the last (a `read_committed` consumer gets the stable end).
+
+    Believe `high` only where `trusts_high_watermark`.
+
+    :raises BrokerAway: nobody answers in time.
+    """
+    try:
+        low, high = consumer.get_watermark_offsets(
+            TopicPartition(physical_topic, partition), timeout=timeout_s, cached=False
+        )
+    except KafkaException as error:
+        raise BrokerAway(
+            f"no offsets of {physical_topic}/{partition}: {error.args[0].str()}", where="Kafka"
+        ) from error
+    return low, high
+
+
+def create_topics(
+    config: KafkaConfig,
+    specs: Sequence[Topic],
+    *,
+    replication: int = -1,
+    client: AdminClient | None = None,
+    timeout_s: float = 30.0,
+) -> TopicsCreated:
+    """Creates the topics that are not there; those that are stay as they are and are compared.
+
+    :param replication: copies of each partition; -1 = the broker's default.
+    """
+    client = client or admin(config)
+    wanted = {config.physical(spec.name): spec for spec in specs}
+    new = [
+        NewTopic(name, spec.partitions, replication, config=dict(spec.config))
+        for name, spec in wanted.items()
+    ]
+    created, existing = [], []
+    for name, answer in client.create_topics(new, request_timeout=timeout_s).items():
+        try:
+            answer.result()
+            created.append(name)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _trouble(error, config, f"creating topic {name}") from error
+            existing.append(name)
+    found = _topic_configs(config, client, list(wanted), timeout_s)
+    effective = all(_ALWAYS_NAMED in values for values in found.values())
+    partitions = _partitions(config, client, existing, timeout_s)
+    different = {}
+    for name in existing:
+        spec = wanted[name]
+        pairs: dict[str, tuple[str, str | None]] = {
+            "partitions": (str(spec.partitions), str(partitions[name]))
+        }
+        if effective:
+            pairs |= {key: (value, found[name].get(key)) for key, value in spec.config.items()}
+        if unequal := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
+            different[spec.name] = unequal
+    return TopicsCreated(
+        created=tuple(config.logical(name) for name in created),
+        existing=tuple(config.logical(name) for name in existing),
+        different=different,
+        configs_effective=effective,
+    )
+
+
+def _common(config: KafkaConfig, kind: Literal["consumer", "producer", "admin"]) -> dict[str, Any]:
+    def on_error(error: KafkaError) -> None:
+        metrics.kafka_errors.inc(1, client=kind)
+        _client_log.warning("%s: %s", kind, error.str())
+
+    return {
+        "bootstrap.servers": config.bootstrap,
+        "client.id": f"driftline-{kind}",
+        "error_cb": on_error,
+        "log.connection.close": False,
+        "reconnect.backoff.ms": 100,
+        "reconnect.backoff.max.ms": 5_000,
+        "socket.keepalive.enable": True,
+    }
+
+
+def _cluster_id(config: KafkaConfig, client: AdminClient, timeout_s: float) -> str:
+    try:
+        cluster_id = client.describe_cluster(request_timeout=timeout_s).result().cluster_id
+    except KafkaException as error:
+        raise _trouble(error, config, "asking for the cluster id") from error
+    return str(cluster_id)
+
+
+def _partitions(
+    config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float
+) -> dict[str, int]:
+    if not names:
+        return {}
+    answers = client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
+    try:
+        return {name: len(answer.result().partitions) for name, answer in answers.items()}
+    except KafkaException as error:
+        raise _trouble(error, config, "describing topics") from error
+
+
+def _topic_configs(
+    config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float
+) -> dict[str, dict[str, str | None]]:
+    """Topic -> setting -> value. A real Kafka names all settings, Tansu only those given at creation."""
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    try:
+        answers = client.describe_configs(resources, request_timeout=timeout_s) if resources else {}
+        return {
+            resource.name: {key: entry.value for key, entry in answer.result().items()}
+            for resource, answer in answers.items()
+        }
+    except KafkaException as error:
+        raise _trouble(error, config, "reading topic configs") from error
+
+
+def _is_full_kafka(config: KafkaConfig, client: AdminClient, name: str, timeout_s: float) -> bool:
+    try:
+        return _ALWAYS_NAMED in _topic_configs(config, client, [name], timeout_s)[name]
+    except BrokerRefused:  # only a broker with ACLs refuses to show a topic's configs
+        return True
+
+
+_AWAY = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT_QUEUE,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_CONTROLLER,
+    }
+)
+
+
+def _trouble(error: KafkaException, config: KafkaConfig, doing: str) -> BrokerAway | BrokerRefused:
+    """The error that says what the caller should do."""
+    reason: KafkaError = error.args[0]
+    where = f"Kafka at {config.bootstrap}, {doing}"
+    if reason.code() in _AWAY or reason.retriable():
+        return BrokerAway(
+            f"no answer: {reason.str()}", where=where, todo="is it running, and the address right?"
+        )
+    return BrokerRefused(reason.str(), where=where, todo="see the broker's log; check credentials and ACLs")

@@ -1,0 +1,298 @@
+"""All metrics, by name, unit and labels: the one list that dashboards and alerts are checked against.
+
+A metric is written as a function: its signature is the labels, its docstring the help. So a misspelt
+metric or label does not pass mypy:
+
+    records_read.inc(500, topic="events.user")
+    with batch_seconds.time(): ...
+
+Never a user, item or event id as a label: labels are few and known beforehand.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Generic, Literal, ParamSpec
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+
+Labels = ParamSpec("Labels")
+Kind = Literal["counter", "gauge", "histogram"]
+
+REGISTRY = CollectorRegistry()
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metric(Generic[Labels]):
+    """Name, help and labels of a metric; the base of the three kinds."""
+
+    kind: Kind
+
+    def __init__(self, name: str, labels: Callable[Labels, None]) -> None:
+        self.name = name
+        self.help = inspect.getdoc(labels) or ""
+        self.labels = tuple(inspect.signature(labels).parameters)
+        ALL.append(self)
+
+
+ALL: list[Metric[...]] = []
+"""Every metric of every process."""
+
+
+class Counter(Metric[Labels]):
+    """Only grows."""
+
+    kind: Kind = "counter"
+
+    def __init__(self, name: str, labels: Callable[Labels, None]) -> None:
+        super().__init__(name, labels)
+        self._metric = prometheus_client.Counter(name, self.help, self.labels, registry=REGISTRY)
+
+    def inc(self, amount: float, /, *args: Labels.args, **labels: Labels.kwargs) -> None:
+        """Adds `amount` (at least 0)."""
+        (self._metric.labels(*args, **labels) if self.labels else self._metric).inc(amount)
+
+
+class Gauge(Metric[Labels]):
+    """The newest value."""
+
+    kind: Kind = "gauge"
+
+    def __init__(self, name: str, labels: Callable[Labels, None]) -> None:
+        super().__init__(name, labels)
+        self._metric = prometheus_client.Gauge(name, self.help, self.labels, registry=REGISTRY)
+
+    def set(self, value: float, /, *args: Labels.args, **labels: Labels.kwargs) -> None:
+        """Replaces the value."""
+        (self._metric.labels(*args, **labels) if self.labels else self._metric).set(value)
+
+    def remove(self, *args: Labels.args, **labels: Labels.kwargs) -> None:
+        """Forgets one set of labels, e.g. of a partition that went to another process."""
+        named: dict[str, object] = dict(zip(self.labels, args, strict=False)) | labels
+        self._metric.remove(*(str(named[label]) for label in self.labels))
+
+
+class Histogram(Metric[Labels]):
+    """A distribution."""
+
+    kind: Kind = "histogram"
+
+    def __init__(self, name: str, labels: Callable[Labels, None], buckets: tuple[float, ...]) -> None:
+        super().__init__(name, labels)
+        self._metric = prometheus_client.Histogram(
+            name, self.help, self.labels, registry=REGISTRY, buckets=buckets
+        )
+
+    def observe(self, value: float, /, *args: Labels.args, **labels: Labels.kwargs) -> None:
+        """Adds one value."""
+        (self._metric.labels(*args, **labels) if self.labels else self._metric).observe(value)
+
+    @contextmanager
+    def time(self, *args: Labels.args, **labels: Labels.kwargs) -> Iterator[None]:
+        """Adds the seconds the block took, however it ended."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.observe(perf_counter() - start, *args, **labels)
+
+
+def _counter(name: str) -> Callable[[Callable[Labels, None]], Counter[Labels]]:
+    return lambda labels: Counter(name, labels)
+
+
+def _gauge(name: str) -> Callable[[Callable[Labels, None]], Gauge[Labels]]:
+    return lambda labels: Gauge(name, labels)
+
+
+def _histogram(
+    name: str, buckets: tuple[float, ...] = SECONDS
+) -> Callable[[Callable[Labels, None]], Histogram[Labels]]:
+    return lambda labels: Histogram(name, labels, buckets)
+
+
+# -- ingest --
+
+
+@_counter("driftline_ingest_records_read_total")
+def records_read(topic: str) -> None:
+    """Records of committed batches."""
+
+
+@_counter("driftline_ingest_records_accepted_total")
+def records_accepted(topic: str) -> None:
+    """Records accepted: valid, not a duplicate, not of a suppressed user."""
+
+
+@_counter("driftline_ingest_dead_letters_total")
+def dead_letters(topic: str, reason: str) -> None:
+    """Records refused, by `contracts.codec.Reason`."""
+
+
+@_counter("driftline_ingest_duplicates_total")
+def duplicates(topic: str) -> None:
+    """Records whose identity was already accepted."""
+
+
+@_counter("driftline_ingest_suppressed_total")
+def suppressed(topic: str) -> None:
+    """Records of erased users, not kept."""
+
+
+@_counter("driftline_ingest_unknown_fields_total")
+def unknown_fields(topic: str) -> None:
+    """Accepted records with fields this version does not know."""
+
+
+@_counter("driftline_ingest_read_bytes_total")
+def read_bytes(topic: str) -> None:
+    """Bytes of record values of committed batches."""
+
+
+@_counter("driftline_ingest_batches_total")
+def batches(outcome: Literal["committed", "rolled_back", "fenced", "unknown"]) -> None:
+    """Batches by how their transaction ended; "unknown" = the connection broke during COMMIT."""
+
+
+@_histogram("driftline_ingest_batch_seconds")
+def batch_seconds() -> None:
+    """Seconds from a batch's last record to its commit."""
+
+
+@_gauge("driftline_ingest_lag_records")
+def ingest_lag(topic: str, partition: str) -> None:
+    """Offsets between the broker's end and the committed position."""
+
+
+@_gauge("driftline_ingest_event_delay_seconds")
+def event_delay(topic: str, partition: str) -> None:
+    """Seconds between the newest committed record's time and its commit."""
+
+
+@_gauge("driftline_ingest_duplicate_filter_entries")
+def filter_entries(topic: str, partition: str) -> None:
+    """Event identities held in memory to recognise duplicates."""
+
+
+@_counter("driftline_ingest_rejoins_total")
+def rejoins(reason: Literal["commit_error", "database_away", "kafka_error"]) -> None:
+    """Times the process left its group and joined again."""
+
+
+# -- train --
+
+
+@_counter("driftline_train_steps_total")
+def train_steps(learner: str) -> None:
+    """Learning steps run, repeated ones included."""
+
+
+@_counter("driftline_train_repeated_steps_total")
+def repeated_steps(learner: str) -> None:
+    """Journalled steps run again after a restart."""
+
+
+@_counter("driftline_train_rows_total")
+def train_rows(learner: str) -> None:
+    """Rows learnt."""
+
+
+@_counter("driftline_train_late_rows_total")
+def late_rows(learner: str) -> None:
+    """Rows behind the merge front: learnt, and counted here."""
+
+
+@_gauge("driftline_train_loss")
+def train_loss(learner: str, arm: str, loss: str) -> None:
+    """Mean prequential loss over the rows of the newest step that had any."""
+
+
+@_histogram("driftline_train_step_seconds")
+def step_seconds(learner: str) -> None:
+    """Seconds of one step, journal and publishing included."""
+
+
+@_gauge("driftline_train_step")
+def train_step(learner: str) -> None:
+    """Number of the newest step."""
+
+
+@_gauge("driftline_train_lag_rows")
+def train_lag(learner: str) -> None:
+    """Committed rows of the log above the learner's cursor."""
+
+
+@_gauge("driftline_train_front_timestamp_seconds")
+def train_front(learner: str) -> None:
+    """Record time the merge has reached, unix seconds: the event-time watermark."""
+
+
+@_counter("driftline_train_snapshots_total")
+def snapshots(learner: str) -> None:
+    """Snapshots made live."""
+
+
+@_histogram("driftline_train_snapshot_seconds")
+def snapshot_seconds(learner: str) -> None:
+    """Seconds to write a snapshot and make it live."""
+
+
+@_gauge("driftline_train_snapshot_bytes")
+def snapshot_bytes(learner: str) -> None:
+    """Size of the newest snapshot file."""
+
+
+# -- score --
+
+
+@_counter("driftline_score_requests_total")
+def score_requests(outcome: Literal["answered", "invalid", "overloaded", "not_ready", "failed"]) -> None:
+    """Requests by how they ended."""
+
+
+@_histogram("driftline_score_request_seconds")
+def request_seconds() -> None:
+    """Seconds from a request's arrival to its answer."""
+
+
+@_histogram("driftline_score_batch_rows", ROWS)
+def score_batch_rows() -> None:
+    """Requests answered in one pass."""
+
+
+@_counter("driftline_score_swaps_total")
+def swaps(learner: str) -> None:
+    """Times a newer snapshot took over."""
+
+
+@_gauge("driftline_score_staleness_seconds")
+def staleness() -> None:
+    """Now minus the arrival of the newest log segment the last answer has seen."""
+
+
+@_gauge("driftline_score_snapshot_step")
+def snapshot_step(learner: str) -> None:
+    """Step of the snapshot that answers."""
+
+
+@_gauge("driftline_score_queue_requests")
+def score_queue() -> None:
+    """Requests waiting."""
+
+
+# -- every process --
+
+
+@_gauge("driftline_ready")
+def ready() -> None:
+    """1 while the process does its work, else 0; /readyz says why."""
+
+
+@_counter("driftline_kafka_errors_total")
+def kafka_errors(client: Literal["consumer", "producer", "admin"]) -> None:
+    """Errors reported by Kafka clients, those that mend themselves included."""

@@ -1,0 +1,224 @@
+"""All settings, with their units. The only place that reads the environment.
+
+Sources, strongest first: environment variables (DRIFTLINE_KAFKA_BOOTSTRAP, DRIFTLINE_INGEST__BATCH_RECORDS),
+then the TOML file named by DRIFTLINE_CONFIG or `driftline.toml` in the working directory, then the defaults.
+Only the command line builds `Settings`; below it, processes take plain groups and values.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from runtime.lifecycle import Usage
+
+PREFIX = "DRIFTLINE_"
+CONFIG = "DRIFTLINE_CONFIG"
+_NOT_SETTINGS = re.compile(r"DRIFTLINE_(CONFIG$|TEST_)")
+_SECRET_OPTION = re.compile(
+    r"password|secret|token|credential|jaas|assertion|\.pem|oauthbearer\.config", re.I
+)
+HIDDEN = "**********"
+
+Port = Annotated[
+    Annotated[int, Field(ge=0, le=65535)] | None,
+    BeforeValidator(lambda given: None if given in ("none", "") else given),
+]
+Learner = Annotated[str, Field(min_length=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+PORT = 'TCP port of /metrics, /healthz and /readyz; 0 = any free one, "none" = no server'
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestSettings(_Group):
+    """`driftline ingest`."""
+
+    group: str = Field(default="driftline-ingest", description="consumer group")
+    batch_records: Count = Field(
+        default=50_000, description="records: a batch is committed when it holds so many"
+    )
+    batch_bytes: Count = Field(default=64 * 2**20, description="bytes of record values: or so much")
+    linger_s: Seconds = Field(default=0.1, description="seconds: or when its first record is so old")
+    duplicate_window: Count = Field(
+        default=1_000_000, description="offsets a partition: how far back a repeated event is recognised"
+    )
+    session_timeout_s: Annotated[float, Field(ge=1)] = Field(
+        default=6.0, description="seconds without a heartbeat after which the group gives the partitions away"
+    )
+    port: Port = Field(default=9101, description=PORT)
+
+
+class TrainSettings(_Group):
+    """`driftline train`."""
+
+    learner: Learner = Field(default="prompttpp", description="which learner")
+    seed: int = Field(default=0, ge=0, description="seed of weights and of every draw")
+    step_rows: Count = Field(default=32, description="rows of one learning step")
+    step_linger_s: Seconds = Field(
+        default=1.0, description="seconds a step that is not full waits for more rows"
+    )
+    merge_wait_s: Seconds = Field(
+        default=2.0, description="seconds the merge waits for a silent partition before passing it by"
+    )
+    snapshot_every_s: Seconds = Field(default=60.0, description="seconds between snapshots")
+    warmup_events: int = Field(default=20_000, ge=0, description="rows learnt before references are frozen")
+    threads: Count = Field(default=1, description="torch threads; part of what makes weights repeatable")
+    device: str = Field(default="cpu", description="torch device")
+    port: Port = Field(default=9102, description=PORT)
+
+
+class ScoreSettings(_Group):
+    """`driftline score`."""
+
+    learner: Learner = Field(default="prompttpp", description="whose snapshots answer")
+    host: str = Field(default="127.0.0.1", description="address the HTTP server listens on")
+    port: int = Field(
+        default=9103,
+        ge=0,
+        le=65535,
+        description="TCP port of the HTTP server, /metrics included; 0 = any free one",
+    )
+    batch_size: Count = Field(default=64, description="requests answered in one pass")
+    batch_wait_s: Seconds = Field(default=0.002, description="seconds a pass waits to fill")
+    max_queue: Count = Field(default=4_096, description="requests waiting; more are answered 503 at once")
+    poll_s: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="seconds between looks for a newer snapshot"
+    )
+    threads: Count = Field(default=1, description="torch threads")
+    device: str = Field(default="auto", description='torch device; "auto" = cuda where there is one')
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Build it with `load`, which explains what is wrong."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", hide_input_in_errors=True
+    )
+
+    postgres_url: SecretStr | None = Field(
+        default=None, description="postgresql://user:password@host:port/database"
+    )
+    kafka_bootstrap: str | None = Field(
+        default=None, description="host:port[,host:port...] of a Kafka cluster"
+    )
+    kafka_options: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description='more librdkafka options as JSON, e.g. {"security.protocol": "SSL"}',
+    )
+    topic_prefix: str = Field(
+        default="", pattern=r"^[A-Za-z0-9._-]*$", description="stands before each topic's name"
+    )
+    data_dir: Path = Field(
+        default=Path("driftline-data"), description="folder of files that outlive a process"
+    )
+    log_format: Literal["json", "console"] = Field(default="json", description="how log lines on stderr look")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="user ids show at debug only"
+    )
+    admin_host: str = Field(
+        default="127.0.0.1", description="address /metrics, /healthz and /readyz listen on"
+    )
+    failpoint: str = Field(default="", description="for tests: kill this process at NAME[:n-th passage]")
+    ingest: IngestSettings = IngestSettings()
+    train: TrainSettings = TrainSettings()
+    score: ScoreSettings = ScoreSettings()
+
+    @property
+    def snapshots(self) -> Path:
+        """Folder of snapshot files."""
+        return self.data_dir / "snapshots"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over what is passed (the file's content)."""
+        return env_settings, init_settings
+
+    def redacted(self) -> dict[str, Any]:
+        """As plain values, fit for a screen: secrets hidden, the password inside a URL too."""
+        shown = self.model_dump(mode="json")
+        if self.postgres_url is not None:
+            shown["postgres_url"] = hide_password(self.postgres_url.get_secret_value())
+        shown["kafka_options"] = {
+            name: HIDDEN if _SECRET_OPTION.search(name) else value
+            for name, value in self.kafka_options.items()
+        }
+        return shown
+
+
+def load(config: Path | None = None) -> Settings:
+    """Settings from the environment and the file (`config`, else DRIFTLINE_CONFIG, else ./driftline.toml).
+
+    :raises Usage: an unknown or unfit setting, by its name; an unreadable file. Values are not repeated:
+        they may be secret.
+    """
+    _refuse_unknown(os.environ)
+    file, values = _read_file(config)
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        problems = [
+            f"{_name(problem['loc'])}: "
+            + ("no such setting" if problem["type"] == "extra_forbidden" else problem["msg"])
+            for problem in error.errors(include_input=False)
+        ]
+    except SettingsError as error:
+        problems = [f"{error}: it must be JSON"]
+    raise Usage(
+        "unfit settings\n  " + "\n  ".join(problems),
+        where=f"environment and {file}" if file else "environment",
+        todo="correct or unset them",
+    )
+
+
+def hide_password(url: str) -> str:
+    """A URL without its password, wherever it stands (`user:password@`, `?password=`)."""
+    url = re.sub(r"(://[^/@:]*):.*@", rf"\1:{HIDDEN}@", url)
+    return re.sub(r"((?:^|[?&\s])(?:ssl)?password=)[^&\s]*", rf"\1{HIDDEN}", url)
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    given = [
+        name for name in environment if name.upper().startswith(PREFIX) and not _NOT_SETTINGS.match(name)
+    ]
+    unknown = sorted(name for name in given if name.upper().split("__")[0] not in known)
+    if unknown:
+        raise Usage(
+            f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}",
+            where="environment",
+            todo=f"correct or unset it; known: {', '.join(sorted(known))} (in a group: {PREFIX}INGEST__NAME)",
+        )
+
+
+def _read_file(config: Path | None) -> tuple[Path | None, dict[str, Any]]:
+    named = config or (Path(os.environ[CONFIG]) if os.environ.get(CONFIG) else None)
+    file = named or Path("driftline.toml")
+    if named is None and not file.exists():
+        return None, {}
+    try:
+        return file, tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Usage(f"unreadable: {error}", where=str(file), todo=f"correct the file or {CONFIG}") from None
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return PREFIX + "__".join(str(part).upper() for part in location)

@@ -1,0 +1,187 @@
+"""Log lines, health and the small HTTP server that shows them; the metrics themselves are in `metrics`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+import sys
+import threading
+from collections.abc import Iterable, MutableMapping
+from socketserver import ThreadingMixIn
+from types import TracebackType
+from typing import Any, Literal
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import structlog
+from prometheus_client import make_wsgi_app
+
+from runtime import metrics
+from runtime.lifecycle import Usage
+
+_PERSONAL = frozenset({"user", "user_id", "actor_id", "counterpart_id", "payee_id", "key", "user_ids"})
+_SALT = secrets.token_bytes(16)
+
+
+def configure_logging(
+    format: Literal["json", "console"] = "json", level: str = "info", *, process: str = ""
+) -> None:
+    """Sends structlog and the standard library's logging to stderr, one line an event, times in UTC.
+
+    Ids of people (fields `user_id`, `key`, ...) are replaced, unless `level` is "debug", by a digest that
+    is stable within one process only.
+    """
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if level != "debug":
+        shared.append(_hide_people)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.clear_contextvars()
+    if process:
+        structlog.contextvars.bind_contextvars(process=process)
+    last: list[structlog.types.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
+        if format == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def _hide_people(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in _PERSONAL & event.keys():
+        digest = hashlib.blake2b(str(event[name]).encode(), key=_SALT, digest_size=6).hexdigest()
+        event[name] = f"hidden:{digest}"
+    return event
+
+
+class Health:
+    """Whether the process does its work, part by part. Thread-safe.
+
+    A process is ready when it has parts and each is; a part named in the constructor is not ready until
+    somebody says so.
+    """
+
+    def __init__(self, *parts: str) -> None:
+        self._lock = threading.Lock()
+        self._parts: dict[str, tuple[bool, str]] = dict.fromkeys(parts, (False, "starting"))
+        metrics.ready.set(0)
+
+    def set_ready(self, part: str, ready: bool, why: str = "") -> None:
+        """Says how a part is. `why` is for people: what is missing and what it waits for."""
+        with self._lock:
+            self._parts[part] = (ready, why)
+        metrics.ready.set(self.is_ready())
+
+    def is_ready(self) -> bool:
+        """Whether all parts are."""
+        with self._lock:
+            return bool(self._parts) and all(ready for ready, _ in self._parts.values())
+
+    def report(self) -> dict[str, dict[str, bool | str]]:
+        """Part -> {"ready": ..., "why": ...}."""
+        with self._lock:
+            return {part: {"ready": ready, "why": why} for part, (ready, why) in self._parts.items()}
+
+
+class AdminServer:
+    """A thread that serves /metrics, /healthz (it answers) and /readyz (200 or 503, JSON with reasons).
+
+    :param port: TCP port; 0 = any free one (see `self.port`), None = no server.
+    :raises Usage: the port is taken.
+    """
+
+    def __init__(self, health: Health, *, port: int | None, host: str = "127.0.0.1") -> None:
+        self.port: int | None = None
+        self._server: WSGIServer | None = None
+        if port is None:
+            return
+        try:
+            self._server = make_server(
+                host, port, _pages(health), server_class=_Server, handler_class=_QuietHandler
+            )
+        except OSError as error:
+            raise Usage(
+                f"cannot listen: {error.strerror}", where=f"{host}:{port}", todo='set another port, or "none"'
+            ) from None
+        self.port = self._server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="admin", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops serving."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._thread.join()
+            self._server.server_close()
+            self._server = None
+
+    def __enter__(self) -> AdminServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _pages(health: Health) -> WSGIApplication:
+    numbers = make_wsgi_app(metrics.REGISTRY)
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        body: dict[str, object]
+        if path == "/metrics":
+            page: Iterable[bytes] = numbers(environ, start)
+            return page
+        if path == "/healthz":
+            status, body = "200 OK", {"alive": True}
+        elif path == "/readyz":
+            ready = health.is_ready()
+            status, body = (
+                "200 OK" if ready else "503 Service Unavailable",
+                {"ready": ready, "parts": health.report()},
+            )
+        else:
+            status, body = "404 Not Found", {"pages": ["/metrics", "/healthz", "/readyz"]}
+        start(status, [("Content-Type", "application/json")])
+        return [json.dumps(body).encode() + b"\n"]
+
+    return answer
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10  # seconds a client may take to send its request
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing: a scrape every few seconds is no news."""
