@@ -40,9 +40,7 @@ def arm(text: str) -> None:
         known = ", ".join(get_args(Failpoint))
         raise Usage(f"no fail point {name!r}", where="setting failpoint", todo=f"known: {known}")
     if nth and not (nth.isascii() and nth.isdigit() and int(nth) > 0):
-        raise Usage(
-            f"{nth!r} is not a passage number", where="setting failpoint", todo="e.g. ingest.before_commit:3"
-        )
+        raise Usage(f"{nth!r} is not a passage number", where="setting failpoint", todo="e.g. ingest.before_commit:3")
     _armed, _passages_left = name or None, int(nth or 1)
 
 

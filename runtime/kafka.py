@@ -12,6 +12,7 @@ share, as seen:
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -186,6 +187,19 @@ def admin(config: KafkaConfig) -> AdminClient:
     return AdminClient({**_common(config, "admin"), **config.options}, logger=_client_log)
 
 
+def cluster_id(config: KafkaConfig, *, client: AdminClient | None = None, timeout_s: float = TIMEOUT_S) -> str:
+    """Identity of the cluster.
+
+    :raises BrokerAway: nobody answers in time. :raises BrokerRefused: no permission.
+    """
+    client = client or admin(config)  # kept in a variable: its answers die with it
+    try:
+        answer = client.describe_cluster(request_timeout=timeout_s)
+        return str(answer.result().cluster_id)
+    except KafkaException as error:
+        raise _trouble(error, config, "asking for the cluster id") from error
+
+
 def describe(
     config: KafkaConfig,
     topics: Sequence[str],
@@ -199,7 +213,7 @@ def describe(
     :raises BrokerRefused: no permission, or a broker too old to have topic ids.
     """
     client = client or admin(config)
-    cluster_id = _cluster_id(config, client, timeout_s)
+    cluster = cluster_id(config, client=client, timeout_s=timeout_s)
     names = [config.physical(topic) for topic in topics]
     found, missing = {}, []
     answers = client.describe_topics(TopicCollection(names), request_timeout=timeout_s) if names else {}
@@ -207,7 +221,7 @@ def describe(
         try:
             found[name] = answer.result()
         except KafkaException as error:
-            if error.args[0].code() not in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            if error.args[0].code() not in _UNKNOWN_TOPIC:
                 raise _trouble(error, config, f"describing topic {name}") from error
             missing.append(name)
     if missing:
@@ -226,7 +240,7 @@ def describe(
                 todo="use Apache Kafka 2.8 or later",
             )
         described[config.logical(name)] = TopicDescription(
-            cluster_id=cluster_id,
+            cluster_id=cluster,
             topic_id=str(topic.topic_id),
             topic=config.logical(name),
             partitions=len(topic.partitions),
@@ -249,9 +263,7 @@ def low_high(
             TopicPartition(physical_topic, partition), timeout=timeout_s, cached=False
         )
     except KafkaException as error:
-        raise BrokerAway(
-            f"no offsets of {physical_topic}/{partition}: {error.args[0].str()}", where="Kafka"
-        ) from error
+        raise BrokerAway(f"no offsets of {physical_topic}/{partition}: {error.args[0].str()}", where="Kafka") from error
     return low, high
 
 
@@ -269,10 +281,7 @@ def create_topics(
     """
     client = client or admin(config)
     wanted = {config.physical(spec.name): spec for spec in specs}
-    new = [
-        NewTopic(name, spec.partitions, replication, config=dict(spec.config))
-        for name, spec in wanted.items()
-    ]
+    new = [NewTopic(name, spec.partitions, replication, config=dict(spec.config)) for name, spec in wanted.items()]
     created, existing = [], []
     for name, answer in client.create_topics(new, request_timeout=timeout_s).items():
         try:
@@ -282,15 +291,13 @@ def create_topics(
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise _trouble(error, config, f"creating topic {name}") from error
             existing.append(name)
+    partitions = _await_topics(config, client, list(wanted), timeout_s)
     found = _topic_configs(config, client, list(wanted), timeout_s)
     effective = all(_ALWAYS_NAMED in values for values in found.values())
-    partitions = _partitions(config, client, existing, timeout_s)
     different = {}
     for name in existing:
         spec = wanted[name]
-        pairs: dict[str, tuple[str, str | None]] = {
-            "partitions": (str(spec.partitions), str(partitions[name]))
-        }
+        pairs: dict[str, tuple[str, str | None]] = {"partitions": (str(spec.partitions), str(partitions[name]))}
         if effective:
             pairs |= {key: (value, found[name].get(key)) for key, value in spec.config.items()}
         if unequal := {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}:
@@ -319,24 +326,17 @@ def _common(config: KafkaConfig, kind: Literal["consumer", "producer", "admin"])
     }
 
 
-def _cluster_id(config: KafkaConfig, client: AdminClient, timeout_s: float) -> str:
-    try:
-        cluster_id = client.describe_cluster(request_timeout=timeout_s).result().cluster_id
-    except KafkaException as error:
-        raise _trouble(error, config, "asking for the cluster id") from error
-    return str(cluster_id)
-
-
-def _partitions(
-    config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float
-) -> dict[str, int]:
-    if not names:
-        return {}
-    answers = client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s)
-    try:
-        return {name: len(answer.result().partitions) for name, answer in answers.items()}
-    except KafkaException as error:
-        raise _trouble(error, config, "describing topics") from error
+def _await_topics(config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float) -> dict[str, int]:
+    """Topic -> partitions, once the brokers have heard of all of them: the controller answers first."""
+    until = time.monotonic() + timeout_s
+    while True:
+        answers = client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s) if names else {}
+        try:
+            return {name: len(answer.result().partitions) for name, answer in answers.items()}
+        except KafkaException as error:
+            if error.args[0].code() not in _UNKNOWN_TOPIC or time.monotonic() > until:
+                raise _trouble(error, config, "waiting for the new topics") from error
+            time.sleep(0.02)
 
 
 def _topic_configs(
@@ -361,6 +361,7 @@ def _is_full_kafka(config: KafkaConfig, client: AdminClient, name: str, timeout_
         return True
 
 
+_UNKNOWN_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 _AWAY = frozenset(
     {
         KafkaError._TIMED_OUT,
@@ -384,7 +385,5 @@ def _trouble(error: KafkaException, config: KafkaConfig, doing: str) -> BrokerAw
     reason: KafkaError = error.args[0]
     where = f"Kafka at {config.bootstrap}, {doing}"
     if reason.code() in _AWAY or reason.retriable():
-        return BrokerAway(
-            f"no answer: {reason.str()}", where=where, todo="is it running, and the address right?"
-        )
+        return BrokerAway(f"no answer: {reason.str()}", where=where, todo="is it running, and the address right?")
     return BrokerRefused(reason.str(), where=where, todo="see the broker's log; check credentials and ACLs")

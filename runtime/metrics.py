@@ -84,9 +84,7 @@ class Histogram(Metric[Labels]):
 
     def __init__(self, name: str, labels: Callable[Labels, None], buckets: tuple[float, ...]) -> None:
         super().__init__(name, labels)
-        self._metric = prometheus_client.Histogram(
-            name, self.help, self.labels, registry=REGISTRY, buckets=buckets
-        )
+        self._metric = prometheus_client.Histogram(name, self.help, self.labels, registry=REGISTRY, buckets=buckets)
 
     def observe(self, value: float, /, *args: Labels.args, **labels: Labels.kwargs) -> None:
         """Adds one value."""

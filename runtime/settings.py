@@ -22,9 +22,7 @@ from runtime.lifecycle import Usage
 PREFIX = "DRIFTLINE_"
 CONFIG = "DRIFTLINE_CONFIG"
 _NOT_SETTINGS = re.compile(r"DRIFTLINE_(CONFIG$|TEST_)")
-_SECRET_OPTION = re.compile(
-    r"password|secret|token|credential|jaas|assertion|\.pem|oauthbearer\.config", re.I
-)
+_SECRET_OPTION = re.compile(r"password|secret|token|credential|jaas|assertion|\.pem|oauthbearer\.config", re.I)
 HIDDEN = "**********"
 
 Port = Annotated[
@@ -45,9 +43,7 @@ class IngestSettings(_Group):
     """`driftline ingest`."""
 
     group: str = Field(default="driftline-ingest", description="consumer group")
-    batch_records: Count = Field(
-        default=50_000, description="records: a batch is committed when it holds so many"
-    )
+    batch_records: Count = Field(default=50_000, description="records: a batch is committed when it holds so many")
     batch_bytes: Count = Field(default=64 * 2**20, description="bytes of record values: or so much")
     linger_s: Seconds = Field(default=0.1, description="seconds: or when its first record is so old")
     duplicate_window: Count = Field(
@@ -65,9 +61,7 @@ class TrainSettings(_Group):
     learner: Learner = Field(default="prompttpp", description="which learner")
     seed: int = Field(default=0, ge=0, description="seed of weights and of every draw")
     step_rows: Count = Field(default=32, description="rows of one learning step")
-    step_linger_s: Seconds = Field(
-        default=1.0, description="seconds a step that is not full waits for more rows"
-    )
+    step_linger_s: Seconds = Field(default=1.0, description="seconds a step that is not full waits for more rows")
     merge_wait_s: Seconds = Field(
         default=2.0, description="seconds the merge waits for a silent partition before passing it by"
     )
@@ -92,9 +86,7 @@ class ScoreSettings(_Group):
     batch_size: Count = Field(default=64, description="requests answered in one pass")
     batch_wait_s: Seconds = Field(default=0.002, description="seconds a pass waits to fill")
     max_queue: Count = Field(default=4_096, description="requests waiting; more are answered 503 at once")
-    poll_s: Annotated[float, Field(gt=0)] = Field(
-        default=1.0, description="seconds between looks for a newer snapshot"
-    )
+    poll_s: Annotated[float, Field(gt=0)] = Field(default=1.0, description="seconds between looks for a newer snapshot")
     threads: Count = Field(default=1, description="torch threads")
     device: str = Field(default="auto", description='torch device; "auto" = cuda where there is one')
 
@@ -106,30 +98,20 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
-    postgres_url: SecretStr | None = Field(
-        default=None, description="postgresql://user:password@host:port/database"
-    )
-    kafka_bootstrap: str | None = Field(
-        default=None, description="host:port[,host:port...] of a Kafka cluster"
-    )
+    postgres_url: SecretStr | None = Field(default=None, description="postgresql://user:password@host:port/database")
+    kafka_bootstrap: str | None = Field(default=None, description="host:port[,host:port...] of a Kafka cluster")
     kafka_options: dict[str, str] = Field(
         default_factory=dict,
         repr=False,
         description='more librdkafka options as JSON, e.g. {"security.protocol": "SSL"}',
     )
-    topic_prefix: str = Field(
-        default="", pattern=r"^[A-Za-z0-9._-]*$", description="stands before each topic's name"
-    )
-    data_dir: Path = Field(
-        default=Path("driftline-data"), description="folder of files that outlive a process"
-    )
+    topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", description="stands before each topic's name")
+    data_dir: Path = Field(default=Path("driftline-data"), description="folder of files that outlive a process")
     log_format: Literal["json", "console"] = Field(default="json", description="how log lines on stderr look")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="user ids show at debug only"
     )
-    admin_host: str = Field(
-        default="127.0.0.1", description="address /metrics, /healthz and /readyz listen on"
-    )
+    admin_host: str = Field(default="127.0.0.1", description="address /metrics, /healthz and /readyz listen on")
     failpoint: str = Field(default="", description="for tests: kill this process at NAME[:n-th passage]")
     ingest: IngestSettings = IngestSettings()
     train: TrainSettings = TrainSettings()
@@ -158,8 +140,7 @@ class Settings(BaseSettings):
         if self.postgres_url is not None:
             shown["postgres_url"] = hide_password(self.postgres_url.get_secret_value())
         shown["kafka_options"] = {
-            name: HIDDEN if _SECRET_OPTION.search(name) else value
-            for name, value in self.kafka_options.items()
+            name: HIDDEN if _SECRET_OPTION.search(name) else value for name, value in self.kafka_options.items()
         }
         return shown
 
@@ -197,9 +178,7 @@ def hide_password(url: str) -> str:
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    given = [
-        name for name in environment if name.upper().startswith(PREFIX) and not _NOT_SETTINGS.match(name)
-    ]
+    given = [name for name in environment if name.upper().startswith(PREFIX) and not _NOT_SETTINGS.match(name)]
     unknown = sorted(name for name in given if name.upper().split("__")[0] not in known)
     if unknown:
         raise Usage(

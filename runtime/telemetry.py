@@ -25,9 +25,7 @@ _PERSONAL = frozenset({"user", "user_id", "actor_id", "counterpart_id", "payee_i
 _SALT = secrets.token_bytes(16)
 
 
-def configure_logging(
-    format: Literal["json", "console"] = "json", level: str = "info", *, process: str = ""
-) -> None:
+def configure_logging(format: Literal["json", "console"] = "json", level: str = "info", *, process: str = "") -> None:
     """Sends structlog and the standard library's logging to stderr, one line an event, times in UTC.
 
     Ids of people (fields `user_id`, `key`, ...) are replaced, unless `level` is "debug", by a digest that
@@ -121,17 +119,13 @@ class AdminServer:
         if port is None:
             return
         try:
-            self._server = make_server(
-                host, port, _pages(health), server_class=_Server, handler_class=_QuietHandler
-            )
+            self._server = make_server(host, port, _pages(health), server_class=_Server, handler_class=_QuietHandler)
         except OSError as error:
             raise Usage(
                 f"cannot listen: {error.strerror}", where=f"{host}:{port}", todo='set another port, or "none"'
             ) from None
         self.port = self._server.server_port
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="admin", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="admin", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
