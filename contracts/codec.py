@@ -64,7 +64,7 @@ class Decoder:
         self.with_unknown_fields = 0
         """Records so far that carried fields this version does not know."""
         # Reading strictly first makes the common record pay nothing for the count of unknown fields.
-        strict: Any = type(f"Strict{record.__name__}", (record,), {}, forbid_unknown_fields=True)  # type: ignore[call-overload]
+        strict: Any = type(f"Strict{record.__name__}", (record,), {}, forbid_unknown_fields=True)
         self._strict = msgspec.json.Decoder(strict).decode
         self._lenient = msgspec.json.Decoder(record).decode
         self._key_field = key_field(record)
@@ -102,9 +102,7 @@ class Decoder:
         try:
             version = _version.decode(value).schema
             if version and not _is_version(version):
-                raise Malformed(
-                    Reason.UNKNOWN_VERSION, f"schema {_shown(version)}; this reader knows {MAJOR}.x"
-                )
+                raise Malformed(Reason.UNKNOWN_VERSION, f"schema {_shown(version)}; this reader knows {MAJOR}.x")
             record: Record = self._lenient(value)
         except ValidationError as error:
             raise Malformed(_reason(str(error)), str(error)) from None

@@ -166,7 +166,6 @@ class DeadLetterNotice(Struct, frozen=True, kw_only=True):
     id: str
     """"<stream id>:<offset>"; `driftline dlq show ID` prints the record."""
     reason: str
-    detail: str
     topic: str
     partition: int
     offset: int

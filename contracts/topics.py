@@ -45,7 +45,7 @@ class Topic:
 INPUTS: Mapping[str, type[Record]] = MappingProxyType(
     {USER: UserEvent, PAYMENT: Payment, RELATIONAL: Relation, ITEMS: Item, LABELS: Label}
 )
-"""What `ingest` reads. These are logical names; on a shared cluster `topic_prefix` stands before them (`runtime/kafka.py`)."""
+"""What `ingest` reads. Logical names: on a shared cluster a prefix stands before them (`runtime/kafka.py`)."""
 
 EVENTS = (USER, PAYMENT, RELATIONAL)
 """The topics whose records stand in users' sequences."""

@@ -85,6 +85,20 @@ _NEWEST = text(
 
 _ONE = text(_SELECT + " WHERE d.stream_id = :stream_id AND d.position = :position")
 
+_UNNOTICED = text(
+    _SELECT
+    + """
+    WHERE d.noticed_at IS NULL AND d.stream_id = ANY(CAST(:streams AS int[]))
+    ORDER BY d.stream_id, d.position LIMIT :limit
+"""
+)
+
+_NOTICED = text("""
+    UPDATE dead_letter d SET noticed_at = clock_timestamp()
+    FROM unnest(CAST(:streams AS int[]), CAST(:positions AS bigint[])) AS n(stream_id, position)
+    WHERE d.stream_id = n.stream_id AND d.position = n.position
+""")
+
 _COUNTS = text("SELECT reason, count(*) AS n FROM dead_letter GROUP BY reason ORDER BY n DESC, reason")
 
 # Origins are looked up without a window, however long ago the letter was written; the row lock of the
@@ -118,6 +132,17 @@ def find(connection: Connection, letter_id: str) -> Letter | None:
     return None if row is None else Letter(**row._mapping)
 
 
+def unnoticed(connection: Connection, stream_ids: Sequence[int], *, limit: int) -> list[Letter]:
+    """Letters of these streams whose notice on `events.dlq` is not known to have arrived."""
+    return [Letter(**row._mapping) for row in connection.execute(_UNNOTICED, {"streams": stream_ids, "limit": limit})]
+
+
+def mark_noticed(connection: Connection, letters: Sequence[Letter]) -> None:
+    """Their notices arrived."""
+    ids = [parse_id(letter.id) for letter in letters]
+    connection.execute(_NOTICED, {"streams": [s for s, _ in ids], "positions": [p for _, p in ids]})
+
+
 def counts(connection: Connection) -> dict[str, int]:
     """Letters by reason."""
     return {row.reason: row.n for row in connection.execute(_COUNTS)}
@@ -141,16 +166,8 @@ def claim_origin(connection: Connection, origin: str, claim: Claim, offset: int)
 def parse_id(letter_id: str) -> tuple[int, int]:
     """:raises ValueError: not "<stream id>:<offset>"."""
     stream_id, separator, position = letter_id.partition(":")
-    if not (
-        separator
-        and stream_id.isascii()
-        and stream_id.isdigit()
-        and position.isascii()
-        and position.isdigit()
-    ):
-        raise ValueError(
-            f"{letter_id[:40]!r} is no dead letter id; it looks like 12:345 (see `driftline dlq list`)"
-        )
+    if not (separator and stream_id.isascii() and stream_id.isdigit() and position.isascii() and position.isdigit()):
+        raise ValueError(f"{letter_id[:40]!r} is no dead letter id; it looks like 12:345 (see `driftline dlq list`)")
     if len(stream_id) > 9 or len(position) > 18:
         raise ValueError(f"{letter_id[:40]!r} is no dead letter id: a number is too large")
     return int(stream_id), int(position)

@@ -22,9 +22,7 @@ class TooOld(RuntimeError):
     """The server is older than Driftline's promise needs."""
 
 
-def open_engine(
-    url: str, *, application_name: str, transaction_timeout_s: float = 0, pooled: bool = False
-) -> Engine:
+def open_engine(url: str, *, application_name: str, transaction_timeout_s: float = 0, pooled: bool = False) -> Engine:
     """An engine whose sessions commit durably.
 
     :param transaction_timeout_s: Postgres ends a transaction open for longer; 0 = never.

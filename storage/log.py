@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from sqlalchemy import Connection, text
 
+from contracts.identity import event_key
 from storage.offsets import Claim, Cursor
 
 _TIME = pa.timestamp("us", tz="UTC")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 EVENT_ROWS = pa.schema(
     [
@@ -192,6 +196,18 @@ def decode_rows(data: bytes) -> pa.Table:
     """The inverse of `encode_rows`."""
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()
+
+
+def digests(rows: pa.Table, topic: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(identity digests, offsets) of rows of events or labels."""
+    pairs = zip(rows["user"].to_pylist(), rows["event_id"].to_pylist(), strict=True)
+    found = np.fromiter((event_key(topic, user, event_id) for user, event_id in pairs), np.int64, rows.num_rows)
+    return found, rows["offset"].to_numpy()
+
+
+def time_of(microseconds: int) -> datetime:
+    """Microseconds since 1970 as a UTC time."""
+    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 def _bounds(rows: pa.Table) -> tuple[datetime | None, datetime | None]:

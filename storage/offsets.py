@@ -201,10 +201,7 @@ def advance(connection: Connection, moves: Sequence[Advance]) -> None:
 
 def outdated(connection: Connection, claims: Sequence[Claim]) -> list[Claim]:
     """Those of the claims that somebody has claimed since."""
-    now = {
-        row.stream_id: row.epoch
-        for row in connection.execute(_EPOCHS, {"ids": [c.stream_id for c in claims]})
-    }
+    now = {row.stream_id: row.epoch for row in connection.execute(_EPOCHS, {"ids": [c.stream_id for c in claims]})}
     return [claim for claim in claims if now.get(claim.stream_id) != claim.epoch]
 
 
@@ -219,9 +216,7 @@ def give_up(connection: Connection, row: StreamRow, next_offset: int) -> None:
     :raises Fenced: the stream moved meanwhile.
     """
     if next_offset <= row.next_offset:
-        raise ValueError(
-            f"{row.stream}: {next_offset} does not lie after {row.next_offset}; retire it instead"
-        )
+        raise ValueError(f"{row.stream}: {next_offset} does not lie after {row.next_offset}; retire it instead")
     moved = connection.execute(
         _SET_OFFSET, {"id": row.stream_id, "first": row.next_offset, "next": next_offset}
     ).one_or_none()

@@ -190,7 +190,9 @@ dead_letter = Table(
     Column("size", BigInteger, nullable=False, comment="bytes of the whole value"),
     Column("sha256", Text, nullable=False, comment="of the whole value"),
     Column("cut", Boolean, nullable=False, comment="key or value is not whole: it cannot be replayed"),
+    Column("noticed_at", Time, comment="when the notice on events.dlq was acknowledged; NULL = still to send"),
     Index(None, "reason", "received_at"),
+    Index("dead_letter_unnoticed", "stream_id", "position", postgresql_where=text("noticed_at IS NULL")),
     comment="Refused records, written in the transaction of their batch.",
 )
 
@@ -231,9 +233,7 @@ learner = Table(
         server_default=text("0"),
         comment="raised by each start of train; fences former ones",
     ),
-    Column(
-        "next_step", BigInteger, nullable=False, server_default=text("0"), comment="the next step to journal"
-    ),
+    Column("next_step", BigInteger, nullable=False, server_default=text("0"), comment="the next step to journal"),
     Column("config", JSONB, nullable=False),
     comment="One row a learner: who may write its journal, and how far it is.",
 )

@@ -136,9 +136,7 @@ def append(connection: Connection, batch: Sequence[NewEvents], vocabulary: Vocab
         copy.write(encoder.finish())
 
 
-def histories(
-    connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor
-) -> list[list[SequenceEvent]]:
+def histories(connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor) -> list[list[SequenceEvent]]:
     """One history an ask, sorted; all from one statement."""
     found: list[list[SequenceEvent]] = [[] for _ in asks]
     values = {

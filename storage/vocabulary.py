@@ -28,9 +28,7 @@ _ALLOCATE = text("""
     ON CONFLICT (space, value) DO NOTHING
 """)
 
-_LOOK_UP = text(
-    "SELECT value, id FROM vocabulary WHERE space = :space AND value = ANY(CAST(:values AS text[]))"
-)
+_LOOK_UP = text("SELECT value, id FROM vocabulary WHERE space = :space AND value = ANY(CAST(:values AS text[]))")
 
 
 class Vocabulary:
@@ -56,6 +54,14 @@ class Vocabulary:
             known = self._ids[space]
         ids = pa.array([known[value] for value in strings], pa.int64())
         return ids.take(encoded.indices)
+
+    def known(self, space: Space, values: list[str]) -> dict[str, int]:
+        """The ids of those strings that have one; allocates nothing."""
+        cached = {value: self._ids[space][value] for value in values if value in self._ids[space]}
+        if unknown := [value for value in values if value not in cached]:
+            with self._engine.connect() as connection:
+                cached |= _select(connection, space, unknown)
+        return cached
 
     def _allocate(self, space: Space, values: list[str], *, wanted: list[str]) -> None:
         with self._engine.begin() as connection:

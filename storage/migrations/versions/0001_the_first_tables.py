@@ -65,15 +65,24 @@ def upgrade() -> None:
         sa.Column("value", sa.LargeBinary(), nullable=True, comment="at most 65,536 bytes of it"),
         sa.Column("size", sa.BigInteger(), nullable=False, comment="bytes of the whole value"),
         sa.Column("sha256", sa.Text(), nullable=False, comment="of the whole value"),
+        sa.Column("cut", sa.Boolean(), nullable=False, comment="key or value is not whole: it cannot be replayed"),
         sa.Column(
-            "cut", sa.Boolean(), nullable=False, comment="key or value is not whole: it cannot be replayed"
+            "noticed_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="when the notice on events.dlq was acknowledged; NULL = still to send",
         ),
         sa.PrimaryKeyConstraint("stream_id", "position", "epoch", name=op.f("dead_letter_pkey")),
         comment="Refused records, written in the transaction of their batch.",
     )
     op.create_index(
-        op.f("dead_letter_reason_received_at_idx"), "dead_letter", ["reason", "received_at"], unique=False
+        "dead_letter_unnoticed",
+        "dead_letter",
+        ["stream_id", "position"],
+        unique=False,
+        postgresql_where=sa.text("noticed_at IS NULL"),
     )
+    op.create_index(op.f("dead_letter_reason_received_at_idx"), "dead_letter", ["reason", "received_at"], unique=False)
     op.create_table(
         "installation",
         sa.Column("singleton", sa.Boolean(), server_default=sa.text("true"), nullable=False),
@@ -111,9 +120,7 @@ def upgrade() -> None:
             nullable=False,
             comment="[[stream id, first offset, next offset], ...]: log rows in the order they are learnt",
         ),
-        sa.Column(
-            "front", sa.DateTime(timezone=True), nullable=True, comment="record time the merge reached"
-        ),
+        sa.Column("front", sa.DateTime(timezone=True), nullable=True, comment="record time the merge reached"),
         sa.Column(
             "idle",
             postgresql.ARRAY(sa.Integer()),
@@ -249,17 +256,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("snapshot_pkey")),
         comment="Snapshots: a step with a file.",
     )
-    op.create_index(
-        op.f("snapshot_learner_branch_step_idx"), "snapshot", ["learner", "branch", "step"], unique=False
-    )
+    op.create_index(op.f("snapshot_learner_branch_step_idx"), "snapshot", ["learner", "branch", "step"], unique=False)
     op.create_table(
         "stream_offset",
         sa.Column("stream_id", sa.Integer(), sa.Identity(always=True), nullable=False),
         sa.Column("cluster_id", sa.Text(), nullable=False),
         sa.Column("topic_id", sa.Text(), nullable=False),
-        sa.Column(
-            "topic", sa.Text(), nullable=False, comment="logical name, without the prefix of a shared cluster"
-        ),
+        sa.Column("topic", sa.Text(), nullable=False, comment="logical name, without the prefix of a shared cluster"),
         sa.Column("partition", sa.Integer(), nullable=False),
         sa.Column(
             "life",
@@ -343,13 +346,9 @@ def upgrade() -> None:
         sa.Column("currency", postgresql.ARRAY(sa.BigInteger()), nullable=False),
         sa.Column("other", postgresql.ARRAY(sa.BigInteger()), nullable=False, comment="counterpart or payee"),
         sa.Column("event_id", postgresql.ARRAY(sa.Text()), nullable=False),
-        sa.Column(
-            "stream", postgresql.ARRAY(sa.Integer()), nullable=False, comment="log position: stream ..."
-        ),
+        sa.Column("stream", postgresql.ARRAY(sa.Integer()), nullable=False, comment="log position: stream ..."),
         sa.Column("position", postgresql.ARRAY(sa.BigInteger()), nullable=False, comment="... and offset"),
-        sa.PrimaryKeyConstraint(
-            "user_id", "stream_id", "first_offset", "epoch", name=op.f("user_segment_pkey")
-        ),
+        sa.PrimaryKeyConstraint("user_id", "stream_id", "first_offset", "epoch", name=op.f("user_segment_pkey")),
         comment="What one batch added to one user's sequence. Rows are added, never updated; arrays run in log order.",
     )
     op.create_table(

@@ -1,0 +1,250 @@
+"""From Kafka messages to what a batch would write: pure, no clock, no database.
+
+`Intake` takes the messages of one stream, one by one; `columns` turns what passed into Arrow rows. Nothing
+here depends on how messages fall into batches, so a record refused once is refused whenever it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from confluent_kafka import Message
+from numpy.typing import NDArray
+
+from contracts.codec import MAX_AHEAD, MAX_BEHIND, Decoder, Malformed, Reason, check_time, key_field
+from contracts.identity import event_key
+from contracts.records import MAX_ID_CHARS, Item, Label, Payment, Record, Relation, UserEvent
+from contracts.topics import INPUTS, ORIGIN_HEADER
+from storage.log import EVENT_ROWS, ITEM_ROWS, LABEL_ROWS
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+_US = timedelta(microseconds=1)
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A message that becomes a dead letter."""
+
+    offset: int
+    record_ms: int
+    key: bytes | None
+    value: bytes | None
+    reason: str
+    detail: str
+
+
+@dataclass
+class Intake:
+    """The messages of one stream in one batch, decoded."""
+
+    topic: str
+    """Logical name."""
+    decoder: Decoder
+    read: int = 0
+    value_bytes: int = 0
+    unknown_fields: int = 0
+    offsets: list[int] = field(default_factory=list)
+    record_ms: list[int] = field(default_factory=list)
+    records: list[Record | None] = field(default_factory=list)
+    """None: a tombstone of `items`."""
+    messages: list[Message] = field(default_factory=list)
+    """Of the records, in the same order."""
+    refused: list[Refusal] = field(default_factory=list)
+    origins: dict[int, str] = field(default_factory=dict)
+    """offset -> dead letter that this record repeats."""
+
+    def take(self, message: Message) -> None:
+        """One message, in offset order."""
+        value, key = message.value(), message.key()
+        offset, record_ms = message.offset() or 0, message.timestamp()[1]
+        self.read += 1
+        before = self.decoder.with_unknown_fields
+        record: Record | None
+        try:
+            if value is None and self.decoder.record is Item:
+                check_item_key(key)
+                record = None
+            else:
+                self.value_bytes += len(value or b"")
+                record = self.decoder.decode(value, key)
+        except Malformed as malformed:
+            self.refused.append(Refusal(offset, record_ms, key, value, malformed.reason, malformed.detail))
+            return
+        self.unknown_fields += self.decoder.with_unknown_fields - before
+        if headers := message.headers():
+            self._note_origin(offset, dict(headers))
+        self.offsets.append(offset)
+        self.record_ms.append(record_ms)
+        self.records.append(record)
+        self.messages.append(message)
+
+    def _note_origin(self, offset: int, headers: dict[str, str | bytes | None]) -> None:
+        content = headers.get(ORIGIN_HEADER)
+        if content:
+            self.origins[offset] = content if isinstance(content, str) else content.decode(errors="replace")
+
+    def refuse(self, index: int, reason: str, detail: str) -> None:
+        """Refuses a record that had been taken (its columns must be made anew)."""
+        message = self.messages[index]
+        self.refused.append(
+            Refusal(self.offsets[index], self.record_ms[index], message.key(), message.value(), reason, detail)
+        )
+
+    def drop_untimely(self) -> None:
+        """Refuses records whose event time is out of range of their record time."""
+        times = event_times(self.records)
+        if times is None:
+            return
+        off = times - np.asarray(self.record_ms, np.int64) * 1000
+        bad = np.flatnonzero((off > MAX_AHEAD / _US) | (off < -(MAX_BEHIND / _US)))
+        for index in bad.tolist():
+            try:
+                at = _EPOCH + int(times[index]) * _US
+                check_time(at, _EPOCH + self.record_ms[index] * _MS)
+            except Malformed as malformed:
+                self.refuse(index, malformed.reason, malformed.detail)
+        self.keep(np.setdiff1d(np.arange(len(times)), bad))
+
+    def keep(self, indices: NDArray[np.int64]) -> None:
+        """Drops the records at all other indices."""
+        if len(indices) == len(self.records):
+            return
+        chosen = indices.tolist()
+        self.offsets = [self.offsets[i] for i in chosen]
+        self.record_ms = [self.record_ms[i] for i in chosen]
+        self.records = [self.records[i] for i in chosen]
+        self.messages = [self.messages[i] for i in chosen]
+
+    def keys(self) -> list[str]:
+        """The user (or item) of each record."""
+        name = key_field(self.decoder.record)
+        return [getattr(record, name) for record in self.records]
+
+    def event_ids(self) -> list[str]:
+        """The event id of each record (not for items)."""
+        return [record.event_id for record in self.records]  # type: ignore[union-attr]
+
+    def item_ids(self) -> list[str]:
+        """The item of each record of `items`, tombstones included."""
+        return [(message.key() or b"").decode() for message in self.messages]
+
+    def digests(self) -> NDArray[np.int64]:
+        """The identity digest of each record; `items` have none, as their versions repeat on purpose."""
+        topic = self.topic
+        pairs = zip(self.keys(), self.event_ids(), strict=True)
+        return np.fromiter((event_key(topic, key, event_id) for key, event_id in pairs), np.int64, len(self.records))
+
+    def columns(self) -> pa.Table:
+        """The records as Arrow rows of `storage.log`."""
+        columns, schema = _COLUMNS[self.decoder.record]
+        stamps = pa.array(np.asarray(self.record_ms, np.int64) * 1000).cast(_TIME)
+        values = {"offset": self.offsets, "record_at": stamps, **columns(self)}
+        return pa.table(
+            [
+                pa.array(values[name], kind) if name in values else pa.nulls(len(self.offsets), kind)
+                for name, kind in zip(schema.names, schema.types, strict=True)
+            ],
+            schema=schema,
+        )
+
+
+def check_item_key(key: bytes | None) -> None:
+    """A tombstone has only its key to say which item it deletes.
+
+    :raises Malformed: the key is no item id.
+    """
+    try:
+        item = (key or b"").decode()
+    except UnicodeDecodeError:
+        item = ""
+    if not 0 < len(item) <= MAX_ID_CHARS or "\0" in item:
+        raise Malformed(Reason.KEY_MISMATCH, "a tombstone's key must be the id of the item it deletes")
+
+
+def event_times(records: list[Record | None]) -> NDArray[np.int64] | None:
+    """Event times in microseconds since 1970; None for items, which have none."""
+    if not records or isinstance(records[0], Item | None):
+        return None
+    name = "known_at" if isinstance(records[0], Label) else "occurred_at"
+    times = pa.array([getattr(record, name) for record in records], _TIME)
+    return np.asarray(times.cast(pa.int64()))
+
+
+def _user_events(intake: Intake) -> dict[str, Any]:
+    rows: list[UserEvent] = intake.records  # type: ignore[assignment]
+    return {
+        **_common(rows),
+        "user": [r.user_id for r in rows],
+        "type": [r.type for r in rows],
+        "item": [r.item_id for r in rows],
+    }
+
+
+def _payments(intake: Intake) -> dict[str, Any]:
+    rows: list[Payment] = intake.records  # type: ignore[assignment]
+    return {
+        **_common(rows),
+        "user": [r.user_id for r in rows],
+        "type": [r.type for r in rows],
+        "item": [r.item_id for r in rows],
+        "amount": [r.amount for r in rows],
+        "currency": [r.currency for r in rows],
+        "other": [r.payee_id for r in rows],
+    }
+
+
+def _relations(intake: Intake) -> dict[str, Any]:
+    rows: list[Relation] = intake.records  # type: ignore[assignment]
+    return {
+        **_common(rows),
+        "user": [r.actor_id for r in rows],
+        "type": [r.relation for r in rows],
+        "other": [r.counterpart_id for r in rows],
+    }
+
+
+def _common(rows: list[Any]) -> dict[str, Any]:
+    return {
+        "at": [r.occurred_at for r in rows],
+        "event_id": [r.event_id for r in rows],
+        "source": [r.source for r in rows],
+    }
+
+
+def _labels(intake: Intake) -> dict[str, Any]:
+    rows: list[Label] = intake.records  # type: ignore[assignment]
+    return {
+        "at": [r.known_at for r in rows],
+        "event_id": [r.event_id for r in rows],
+        "user": [r.user_id for r in rows],
+        "task": [r.task for r in rows],
+        "subject": [r.subject_event_id for r in rows],
+        "ref_time": [r.ref_time for r in rows],
+        "value": [r.value for r in rows],
+        "source": [r.source for r in rows],
+    }
+
+
+def _items(intake: Intake) -> dict[str, Any]:
+    return {"item": intake.item_ids()}
+
+
+_COLUMNS: dict[type[Record], tuple[Callable[[Intake], dict[str, Any]], pa.Schema]] = {
+    UserEvent: (_user_events, EVENT_ROWS),
+    Payment: (_payments, EVENT_ROWS),
+    Relation: (_relations, EVENT_ROWS),
+    Label: (_labels, LABEL_ROWS),
+    Item: (_items, ITEM_ROWS),
+}
+
+
+def decoders() -> dict[str, Decoder]:
+    """A decoder for each input topic, by logical name."""
+    return {topic: Decoder(record) for topic, record in INPUTS.items()}

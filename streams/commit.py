@@ -1,0 +1,245 @@
+"""What one batch of `ingest` writes, in one transaction: log, sequences, items, dead letters, offsets.
+
+`BatchWriter` also decides what is accepted, since that needs what earlier batches wrote: duplicates are
+known from the filter and confirmed by rows, suppressed users from their table (protocol, rules 5 and 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from contracts import topics
+from contracts.records import Item, Label
+from runtime.failpoints import failpoint
+from storage import dead_letters, items, log, offsets, sequences
+from storage.offsets import Advance, Claim
+from storage.suppression import Suppression
+from storage.vocabulary import Space, Vocabulary
+from streams.accept import Intake
+from streams.duplicates import DuplicateFilter, repeats
+
+KINDS: Mapping[str, int] = {
+    topics.USER: sequences.USER,
+    topics.PAYMENT: sequences.PAYMENT,
+    topics.RELATIONAL: sequences.RELATION_ACTOR,
+}
+"""Topics whose records stand in sequences, and as what."""
+
+_log = structlog.get_logger(__name__)
+_NONE: NDArray[np.int64] = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a batch takes from one stream."""
+
+    move: Advance
+    intake: Intake
+    """Empty where a range of offsets held no record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What became of one part."""
+
+    claim: Claim
+    counts: log.Counts
+    digests: NDArray[np.int64]
+    """Identities of the accepted records ..."""
+    offsets: NDArray[np.int64]
+    """... and their offsets."""
+
+
+class BatchWriter:
+    """Writes batches over one connection; its memory lives as long as the claims it was made for."""
+
+    def __init__(
+        self, connection: Connection, vocabulary: Vocabulary, *, suppressed: Suppression, duplicate_window: int
+    ) -> None:
+        self._connection = connection
+        self._vocabulary = vocabulary
+        self._suppressed = suppressed
+        self._window = duplicate_window
+        self._filters: dict[int, DuplicateFilter] = {}
+
+    def write(self, parts: Iterable[Part]) -> list[Written]:
+        """One batch, one transaction. Memory learns of it after the commit only.
+
+        :raises Fenced, Unavailable: nothing of it counts, or the outcome is unknown: drop this writer.
+        """
+        with self._connection.begin():
+            written = self._write_rows(parts := list(parts))
+            failpoint("ingest.after_rows")
+            offsets.advance(self._connection, [part.move for part in parts])
+            failpoint("ingest.before_commit")
+        for part in written:
+            self._filter(part.claim).extend(part.digests, part.offsets)
+        return written
+
+    def filter_entries(self, claim: Claim) -> int:
+        """How many identities are held for a stream."""
+        return len(self._filters.get(claim.stream_id, ()))
+
+    def _write_rows(self, parts: list[Part]) -> list[Written]:
+        written, segments, events = [], [], []
+        for part in parts:
+            part.intake.drop_untimely()
+            outcome = self._accept(part.intake, part.move.claim)
+            rows = part.intake.columns()
+            written.append(outcome)
+            segments.append(_segment(part, outcome, rows))
+            if part.intake.topic in KINDS:
+                events.append(_events(part, rows))
+            items.append(self._connection, _versions(part))
+            dead_letters.append(self._connection, _letters(part))
+        sequences.append(self._connection, events, self._vocabulary)
+        log.append(self._connection, segments)
+        return written
+
+    # -- what is accepted --
+
+    def _accept(self, intake: Intake, claim: Claim) -> Written:
+        """Drops suppressed users' records and duplicates from the intake."""
+        suppressed = duplicate = np.zeros(len(intake.records), bool)
+        digests = _NONE
+        if intake.decoder.record is not Item:
+            suppressed = self._suppressed_rows(intake)
+            intake.keep(np.flatnonzero(~suppressed))
+            digests = intake.digests()
+            duplicate = self._duplicates(intake, digests, claim)
+            self._claim_origins(intake, claim, duplicate)
+            kept = np.flatnonzero(~duplicate)
+            intake.keep(kept)
+            digests = digests[kept]
+        counts = log.Counts(
+            read=intake.read,
+            accepted=len(intake.records),
+            duplicates=int(duplicate.sum()),
+            dead=len(intake.refused),
+            suppressed=int(suppressed.sum()),
+            unknown_fields=intake.unknown_fields,
+        )
+        return Written(claim=claim, counts=counts, digests=digests, offsets=np.asarray(intake.offsets, np.int64))
+
+    def _suppressed_rows(self, intake: Intake) -> NDArray[np.bool_]:
+        erased = self._suppressed
+        if not erased.hashes:
+            return np.zeros(len(intake.records), bool)
+        others = (getattr(record, "counterpart_id", None) for record in intake.records)
+        pairs = zip(intake.keys(), others, strict=True)
+        return np.array([user in erased or (other is not None and other in erased) for user, other in pairs], bool)
+
+    def _duplicates(self, intake: Intake, digests: NDArray[np.int64], claim: Claim) -> NDArray[np.bool_]:
+        duplicate = np.zeros(len(digests), bool)
+        keys, event_ids = intake.keys(), intake.event_ids()
+        first = repeats(digests)
+        for index in np.flatnonzero(first != np.arange(len(first))).tolist():
+            earlier = int(first[index])
+            duplicate[index] = (keys[earlier], event_ids[earlier]) == (keys[index], event_ids[index])
+        suspects = self._filter(claim).suspects(digests)
+        hits = np.flatnonzero((suspects >= 0) & ~duplicate).tolist()
+        if hits:
+            suspicions = {i: (keys[i], event_ids[i], int(suspects[i])) for i in hits}
+            confirm = self._confirm_labels if intake.decoder.record is Label else self._confirm_events
+            duplicate[confirm(suspicions, claim)] = True
+        return duplicate
+
+    def _confirm_events(self, suspicions: dict[int, tuple[str, str, int]], claim: Claim) -> list[int]:
+        """Those suspicions (index -> key, event id, offset) whose row stands in the user's sequence."""
+        users = self._vocabulary.known(Space.USER, [key for key, _, _ in suspicions.values()])
+        candidates = {
+            index: (users[key], claim.stream_id, offset, event_id)
+            for index, (key, event_id, offset) in suspicions.items()
+            if key in users
+        }
+        return sorted(sequences.confirmed(self._connection, candidates))
+
+    def _confirm_labels(self, suspicions: dict[int, tuple[str, str, int]], claim: Claim) -> list[int]:
+        """The same for labels, which stand in no sequence: by the rows of the log."""
+        known = {
+            row["offset"]: (row["user"], row["event_id"])
+            for table in log.covering(self._connection, claim.stream_id, [at for _, _, at in suspicions.values()])
+            for row in table.select(["offset", "user", "event_id"]).to_pylist()
+        }
+        return [i for i, (key, event_id, at) in suspicions.items() if known.get(at) == (key, event_id)]
+
+    def _claim_origins(self, intake: Intake, claim: Claim, duplicate: NDArray[np.bool_]) -> None:
+        """A replayed dead letter counts once, however often and wherever it is replayed."""
+        if not intake.origins:
+            return
+        for index, offset in enumerate(intake.offsets):
+            origin = intake.origins.get(offset)
+            if origin is None or duplicate[index]:
+                continue
+            try:
+                duplicate[index] = not dead_letters.claim_origin(self._connection, origin, claim, offset)
+            except ValueError:
+                _log.warning("ingest.foreign_origin", topic=intake.topic, offset=offset, origin=origin[:40])
+
+    def _filter(self, claim: Claim) -> DuplicateFilter:
+        """The stream's duplicate filter, rebuilt from the log at its first use."""
+        made = self._filters.get(claim.stream_id)
+        if made is None:
+            made = self._filters[claim.stream_id] = DuplicateFilter(self._window)
+            start = log.starts(self._connection).get(claim.stream_id, claim.next_offset)
+            at = max(claim.next_offset - self._window, start)
+            while at < claim.next_offset:
+                for segment in log.read(self._connection, claim.stream_id, at):
+                    if segment.rows is not None:
+                        made.extend(*log.digests(segment.rows, claim.stream.topic))
+                    at = segment.next
+        return made
+
+
+def _segment(part: Part, outcome: Written, rows: object) -> log.NewSegment:
+    return log.NewSegment(
+        claim=part.move.claim, first=part.move.first, next=part.move.next, counts=outcome.counts, rows=rows
+    )
+
+
+def _events(part: Part, rows: object) -> sequences.NewEvents:
+    return sequences.NewEvents(
+        claim=part.move.claim, first_offset=part.move.first, topic_kind=KINDS[part.intake.topic], rows=rows
+    )
+
+
+def _letters(part: Part) -> list[dead_letters.NewLetter]:
+    return [
+        dead_letters.NewLetter(
+            claim=part.move.claim,
+            offset=refusal.offset,
+            record_at=log.time_of(refusal.record_ms * 1000),
+            key=refusal.key,
+            value=refusal.value,
+            reason=refusal.reason,
+            detail=refusal.detail,
+        )
+        for refusal in part.intake.refused
+    ]
+
+
+def _versions(part: Part) -> list[items.NewVersion]:
+    intake = part.intake
+    if intake.decoder.record is not Item:
+        return []
+    rows = zip(intake.offsets, intake.record_ms, intake.records, intake.item_ids(), strict=True)
+    return [
+        items.NewVersion(
+            claim=part.move.claim,
+            offset=offset,
+            item_id=item_id,
+            record_at=log.time_of(record_ms * 1000),
+            payload=_payload(record) if isinstance(record, Item) else None,
+        )
+        for offset, record_ms, record, item_id in rows
+    ]
+
+
+def _payload(item: Item) -> dict[str, object]:
+    return {"title": item.title, "text": item.text, "attributes": item.attributes, "source": item.source}
