@@ -108,3 +108,10 @@ class Learner(Protocol):
 
 class ForeignState(ValueError):
     """The tensors are not a state of this learner: wrong names, shapes or version."""
+
+
+class ServingOnly(RuntimeError):
+    """The learner holds a serving state, which has no optimizer: load a full state to learn from it."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)

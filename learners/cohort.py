@@ -1,0 +1,124 @@
+"""A learner and its reference arms as one object: the same rows, in the same order, one state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from learners.batch import Batch, Context, Query, Target
+from learners.coding import below, prefixed
+from learners.protocol import ForeignState, Learner, Losses, Needs, Prediction, Report, State
+
+LEARNER: Final = "learner"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """A loss summed over rows, so that steps can be added up."""
+
+    sum: float = 0.0
+    count: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(sum=self.sum + other.sum, count=self.count + other.count)
+
+    @property
+    def mean(self) -> float:
+        """NaN where nothing was counted."""
+        return self.sum / self.count if self.count else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortReport:
+    """What one step gave, per arm ("learner", "reference.frozen", ..)."""
+
+    losses: Mapping[str, Mapping[str, Tally]]
+    """Arm -> loss -> tally of the predictions, before anything was learnt from these rows."""
+    trained: Mapping[str, Mapping[str, float]]
+    """Arm -> loss -> mean as trained on."""
+    actions: tuple[str, ...]
+    """"<arm>: <action>" in the order of the arms."""
+    prediction: Prediction
+    """The learner's own."""
+
+
+class Cohort:
+    """Arms in a fixed order: the learner first."""
+
+    def __init__(self, learner: Learner, references: Mapping[str, Learner] | None = None) -> None:
+        """:param references: by plain name; a state holds them as "reference.<name>/"."""
+        self.learner: Final = learner
+        self.arms: Final[Mapping[str, Learner]] = {
+            LEARNER: learner,
+            **{f"reference.{name}": arm for name, arm in (references or {}).items()},
+        }
+
+    @property
+    def name(self) -> str:
+        return self.learner.name
+
+    @property
+    def version(self) -> str:
+        return self.learner.version
+
+    @property
+    def needs(self) -> Needs:
+        """Enough for every arm."""
+        return Needs(last_n=max(arm.needs.last_n for arm in self.arms.values()))
+
+    def predict(self, context: Context, query: Query) -> dict[str, Prediction]:
+        """Each arm's answer."""
+        return {name: arm.predict(context, query) for name, arm in self.arms.items()}
+
+    def score(self, predictions: Mapping[str, Prediction], target: Target) -> dict[str, Losses]:
+        """Each arm's losses."""
+        return {name: arm.score(predictions[name], target) for name, arm in self.arms.items()}
+
+    def learn(self, batch: Batch, predictions: Mapping[str, Prediction] | None = None) -> dict[str, Report]:
+        """One step of each arm."""
+        given = predictions or {}
+        return {name: arm.learn(batch, given.get(name)) for name, arm in self.arms.items()}
+
+    def step(self, batch: Batch) -> CohortReport:
+        """Predict, score, learn, for every arm."""
+        predictions = self.predict(batch.context, batch.query)
+        scores = self.score(predictions, batch.target)
+        reports = self.learn(batch, predictions)
+        return CohortReport(
+            losses={arm: tallies(losses) for arm, losses in scores.items()},
+            trained={arm: report.losses for arm, report in reports.items()},
+            actions=tuple(f"{arm}: {action}" for arm, report in reports.items() for action in report.actions),
+            prediction=predictions[LEARNER],
+        )
+
+    def state(self) -> State:
+        """All arms in one: names start with "learner/" or "reference.<name>/"."""
+        parts = (prefixed(f"{name}/", arm.state()) for name, arm in self.arms.items())
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    def serving_state(self) -> State:
+        """The learner's alone, under its own names."""
+        return self.learner.serving_state()
+
+    def load(self, state: State) -> None:
+        """Takes a `state()` of a cohort of the same arms.
+
+        :raises ForeignState: arms or one arm's tensors differ; no arm was changed.
+        """
+        found = {name.partition("/")[0] for name in state}
+        if found != set(self.arms):
+            raise ForeignState(f"arms differ: state {sorted(found)}, own {sorted(self.arms)}")
+        before = {name: arm.state() for name, arm in self.arms.items()}
+        for name, arm in self.arms.items():
+            try:
+                arm.load(below(f"{name}/", state))
+            except ForeignState as error:
+                for done, own in before.items():
+                    self.arms[done].load(own)
+                raise ForeignState(f"{name}: {error}") from error
+
+
+def tallies(losses: Losses) -> dict[str, Tally]:
+    """Sums over the rows that have each loss."""
+    return {name: Tally(sum=float(loss.value.sum()), count=int(loss.mask.sum())) for name, loss in losses.items()}

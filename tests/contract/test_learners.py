@@ -1,0 +1,426 @@
+"""What every learner and every reference keeps, whatever it computes (`learners/protocol.py`).
+
+Bit equality is asked for at equal shapes; where shapes differ (batch mates, padding) 1e-6 is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from learners.batch import Batch, Query, Target, TargetKind
+from learners.build import BUILDERS, build, build_cohort
+from learners.protocol import ForeignState, Learner, Losses, Prediction, ServingOnly, State
+from learners.references import Frozen
+from learners.synthetic import SECOND, START, History, batch_of, context_of, random_batch, random_histories, words
+
+QUANTILES = (0.1, 0.5, 0.9)
+YEAR = 365 * 86_400 * SECOND
+
+
+@pytest.fixture(autouse=True)
+def one_deterministic_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=sorted(BUILDERS))
+def make(request: pytest.FixtureRequest) -> Callable[[], Learner]:
+    """Builds equal, fresh learners; the warm-up ends within a test's few steps."""
+    return lambda: build(request.param, 3, warmup_events=24)
+
+
+def shared_batch(seed: int = 0, *, users: int = 3, length: int = 12) -> Batch:
+    """Users with several rows each, an empty history among them."""
+    histories = random_histories(seed, users, length)
+    rows = [(user, visible) for user in range(users) for visible in (0, 1, length // 2, length - 2)]
+    return batch_of(histories, rows, resolution=SECOND, first_key=100 * seed)
+
+
+def asked(batch: Batch) -> Query:
+    return replace(batch.query, quantiles=QUANTILES)
+
+
+def taught(make: Callable[[], Learner], steps: int = 3) -> Learner:
+    learner = make()
+    for step in range(steps):
+        learner.learn(shared_batch(step))
+    return learner
+
+
+def answers(prediction: Prediction) -> dict[str, torch.Tensor]:
+    return {"quantiles": prediction.quantiles, "types": prediction.type_log_probs}
+
+
+def same_bits(left: State, right: State) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def values(losses: Losses) -> State:
+    return {name: loss.value for name, loss in losses.items()}
+
+
+def finite(*states: State) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for state in states for tensor in state.values())
+
+
+def whole_step(learner: Learner, batch: Batch) -> tuple[State, State]:
+    prediction = learner.predict(batch.context, asked(batch))
+    losses = learner.score(prediction, batch.target)
+    learner.learn(batch, prediction)
+    return answers(prediction), values(losses)
+
+
+def test_a_prediction_has_the_shapes_and_types_it_promises(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    prediction = learner.predict(batch.context, asked(batch))
+    assert prediction.quantiles.shape == (len(batch), 3)
+    assert prediction.quantiles.dtype == prediction.type_log_probs.dtype == torch.float64
+    assert prediction.type_log_probs.shape == (len(batch), len(prediction.types))
+    total = prediction.type_log_probs.exp().sum(dim=1)
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-6, rtol=0)
+    assert bool((prediction.quantiles.diff(dim=1) >= 0).all())
+    assert bool((prediction.quantiles >= 0).all())
+    assert set(prediction.types[:-1]) == {f"type-{kind}" for kind in range(5)}
+
+
+def test_asking_for_no_quantiles_gives_the_same_types(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    without = learner.predict(batch.context, batch.query)
+    assert without.quantiles.shape == (len(batch), 0)
+    assert torch.equal(without.type_log_probs, learner.predict(batch.context, asked(batch)).type_log_probs)
+
+
+def test_every_loss_has_a_value_and_a_mask_for_each_row(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    losses = learner.score(learner.predict(batch.context, batch.query), batch.target)
+    assert set(losses) == {"time", "type", "error", "survival"}
+    for loss in losses.values():
+        assert loss.value.shape == loss.mask.shape == (len(batch),)
+        assert loss.value.dtype == torch.float64
+        assert not bool(loss.value[~loss.mask].any())
+    assert losses["time"].mask.tolist() == batch.target.timed.tolist()
+    assert bool(losses["type"].mask.all())
+    assert not bool(losses["survival"].mask.any())
+
+
+def test_permuting_the_targets_leaves_predictions_bit_equal(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    before = answers(learner.predict(batch.context, asked(batch)))
+    order = np.random.default_rng(0).permutation(len(batch))
+    shuffled = replace(batch.target, at=batch.target.at[order], type=batch.target.type[order])
+    learner.score(learner.predict(batch.context, batch.query), shuffled)
+    assert same_bits(answers(learner.predict(batch.context, asked(batch))), before)
+
+
+def test_changing_what_lies_behind_the_row_leaves_predictions_bit_equal(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    before = answers(learner.predict(batch.context, asked(batch)))
+    context, rng = batch.context, np.random.default_rng(1)
+    for row in range(len(batch)):
+        stack, visible = int(batch.query.stack[row]), int(batch.query.visible[row])
+        hidden = np.arange(context.offsets[stack] + visible, context.offsets[stack + 1])
+        at, keys = context.at.copy(), context.key.copy()
+        types, kinds, roles = context.type.copy(), context.kind.copy(), context.role.copy()
+        at[hidden] = at[hidden] + np.sort(rng.integers(YEAR, size=len(hidden)))
+        types[hidden] = words([f"type-{kind}" for kind in rng.integers(7, size=len(hidden))])
+        kinds[hidden], roles[hidden], keys[hidden] = "relation", "counterpart", 5
+        changed = replace(context, at=at, type=types, kind=kinds, role=roles, key=keys)
+        after = answers(learner.predict(changed, asked(batch)))
+        assert all(torch.equal(after[name][row], before[name][row]) for name in before)
+
+
+def test_batch_mates_do_not_matter(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    together = learner.predict(batch.context, asked(batch))
+    losses = values(learner.score(together, batch.target))
+    for row in range(len(batch)):
+        one, only = np.asarray([row]), batch.query
+        query = Query(stack=only.stack[one], visible=only.visible[one], now=only.now[one], quantiles=QUANTILES)
+        target = Target(
+            kind=TargetKind.EVENT,
+            **{name: getattr(batch.target, name)[one] for name in ("at", "type", "resolution", "timed", "weight")},
+        )
+        alone = learner.predict(batch.context, query)
+        torch.testing.assert_close(alone.quantiles[0], together.quantiles[row], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(alone.type_log_probs[0], together.type_log_probs[row], rtol=1e-6, atol=1e-6)
+        for name, value in values(learner.score(alone, target)).items():
+            torch.testing.assert_close(value[0], losses[name][row], rtol=1e-6, atol=2e-6)
+
+
+def test_padding_does_not_matter(make: Callable[[], Learner]) -> None:
+    learner = taught(make)
+    short, long = random_histories(7, 1, 7), random_histories(8, 1, 60)
+    alone = batch_of(short, [(0, 6)])
+    padded = batch_of([*short, *long], [(0, 6), (1, 50)])
+    left = learner.predict(alone.context, asked(alone))
+    right = learner.predict(padded.context, asked(padded))
+    torch.testing.assert_close(left.type_log_probs[0], right.type_log_probs[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(left.quantiles[0], right.quantiles[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_serving_state_answers_like_the_state(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    full, serving = make(), make()
+    full.load(learner.state())
+    serving.load(learner.serving_state())
+    expected = answers(learner.predict(batch.context, asked(batch)))
+    assert same_bits(answers(full.predict(batch.context, asked(batch))), expected)
+    assert same_bits(answers(serving.predict(batch.context, asked(batch))), expected)
+    assert same_bits(serving.serving_state(), learner.serving_state())
+
+
+def test_a_serving_state_without_optimizer_refuses_to_learn(make: Callable[[], Learner]) -> None:
+    learner, serving = taught(make), make()
+    if learner.serving_state().keys() == learner.state().keys():
+        pytest.skip("this learner's serving state is complete")
+    serving.load(learner.serving_state())
+    with pytest.raises(ServingOnly):
+        serving.learn(shared_batch(5))
+
+
+def test_predict_and_score_change_nothing(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    before = learner.state()
+    first = learner.predict(batch.context, asked(batch))
+    losses = values(learner.score(first, batch.target))
+    second = learner.predict(batch.context, asked(batch))
+    assert same_bits(learner.state(), before)
+    assert same_bits(answers(second), answers(first))
+    assert same_bits(values(learner.score(second, batch.target)), losses)
+
+
+def test_learn_leaves_its_inputs_alone(make: Callable[[], Learner]) -> None:
+    learner, batch, copy = taught(make), shared_batch(5), shared_batch(5)
+    learner.learn(batch, learner.predict(batch.context, batch.query))
+    for part in ("context", "query", "target", "origin"):
+        for name, value in vars(getattr(batch, part)).items():
+            assert np.array_equal(value, getattr(getattr(copy, part), name)), (part, name)
+
+
+def test_learning_with_and_without_the_prediction_is_the_same(make: Callable[[], Learner]) -> None:
+    left, right, batch = taught(make, 1), taught(make, 1), shared_batch(5)
+    with_it = left.learn(batch, left.predict(batch.context, batch.query))
+    without = right.learn(batch)
+    assert with_it == without
+    assert same_bits(left.state(), right.state())
+
+
+def test_states_do_not_share_memory_with_the_learner(make: Callable[[], Learner]) -> None:
+    learner = taught(make, 1)
+    state, serving = learner.state(), learner.serving_state()
+    copies = [{name: tensor.clone() for name, tensor in part.items()} for part in (state, serving)]
+    learner.learn(shared_batch(5))
+    assert same_bits(state, copies[0])
+    assert same_bits(serving, copies[1])
+
+
+@pytest.mark.parametrize("kill_after", range(5))
+def test_a_loaded_state_goes_on_bit_for_bit(make: Callable[[], Learner], kill_after: int) -> None:
+    learner = make()
+    for step in range(kill_after):
+        whole_step(learner, shared_batch(step))
+    heir = make()
+    heir.load(learner.state())
+    assert same_bits(heir.state(), learner.state())
+    for step in range(kill_after, 6):
+        left, right = whole_step(learner, shared_batch(step)), whole_step(heir, shared_batch(step))
+        assert same_bits(left[0], right[0])
+        assert same_bits(left[1], right[1])
+    assert same_bits(heir.state(), learner.state())
+
+
+def test_two_runs_of_the_same_steps_are_bit_equal(make: Callable[[], Learner]) -> None:
+    assert same_bits(taught(make, 5).state(), taught(make, 5).state())
+
+
+def test_adding_a_billion_seconds_changes_no_bit(make: Callable[[], Learner]) -> None:
+    left, right = make(), make()
+    for step in range(4):
+        batch = shared_batch(step)
+        moved = replace(
+            batch,
+            context=replace(batch.context, at=batch.context.at + 10**9 * SECOND),
+            query=replace(batch.query, now=batch.query.now + 10**9 * SECOND),
+            target=replace(batch.target, at=batch.target.at + 10**9 * SECOND),
+        )
+        one, other = whole_step(left, batch), whole_step(right, moved)
+        assert same_bits(one[0], other[0])
+        assert same_bits(one[1], other[1])
+    assert same_bits(left.state(), right.state())
+
+
+def test_unknown_types_kinds_and_roles_are_answered_and_learnt(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    strange = replace(
+        batch,
+        context=replace(
+            batch.context,
+            type=words([f"new {place % 90}" for place in range(len(batch.context.type))]),
+            kind=words(["никогда"] * len(batch.context.kind)),
+            role=words(["\ud800"] * len(batch.context.role)),
+        ),
+        target=replace(batch.target, type=words([f"newer {row} \ud800" for row in range(len(batch))])),
+    )
+    first, second = whole_step(learner, strange), whole_step(learner, strange)
+    assert finite(*first, *second, learner.state())
+    if not (isinstance(learner, Frozen) and learner.frozen):
+        assert "newer 0 \ud800" in learner.predict(batch.context, batch.query).types
+
+
+def test_an_unseen_type_is_scored_as_the_unknown_one(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), random_batch(4, 6, 8)
+    prediction = learner.predict(batch.context, batch.query)
+    scores = [
+        learner.score(prediction, replace(batch.target, type=words([name] * 6)))["type"].value
+        for name in ("never seen", "never seen either")
+    ]
+    assert torch.equal(scores[0], scores[1])
+    assert finite({"type": scores[0]})
+
+
+def test_empty_histories_and_users_of_one_event_work(make: Callable[[], Learner]) -> None:
+    learner = make()
+    empty = context_of([History(at=np.asarray([], dtype=np.int64), type=words([])) for _ in range(2)])
+    one = History(at=np.asarray([START]), type=words(["only"]))
+    for _ in range(3):
+        batch = batch_of([one, *random_histories(1, 1, 3)], [(0, 0), (1, 0), (1, 1)])
+        first, losses = whole_step(learner, batch)
+        assert finite(first, losses)
+        assert losses["time"][:2].tolist() == [0.0, 0.0]
+    nobody = replace(batch, context=empty)
+    nobody = replace(
+        nobody,
+        query=Query(stack=np.asarray([0, 1, 1]), visible=np.zeros(3, dtype=np.int64), now=batch.query.now),
+    )
+    assert finite(*whole_step(learner, nobody), learner.state())
+
+
+def test_simultaneous_events_are_scored_by_type_alone(make: Callable[[], Learner]) -> None:
+    learner = taught(make)
+    at = START + np.asarray([0, 5, 5, 5, 9], dtype=np.int64) * SECOND
+    basket = History(at=at, type=words(["type-0", "type-1", "type-2", "type-1", "type-3"]))
+    batch = batch_of([basket], [(0, 1)] * 3 + [(0, 4)], resolution=SECOND)
+    batch = replace(
+        batch,
+        target=replace(
+            batch.target,
+            timed=np.asarray([True, False, False, True]),
+            type=words(["type-1", "type-2", "type-1", "type-3"]),
+        ),
+    )
+    predictions, losses = whole_step(learner, batch)
+    assert finite(predictions, losses, learner.state())
+    assert [bool(value) for value in losses["time"]] == [True, False, False, True]
+    assert losses["type"][0] == losses["type"][2]
+
+
+@pytest.mark.parametrize("gap", [0, 1, SECOND, 10 * YEAR])
+@pytest.mark.parametrize("resolution", [1, SECOND, 3600 * SECOND])
+def test_gaps_from_nothing_to_ten_years_stay_finite(make: Callable[[], Learner], gap: int, resolution: int) -> None:
+    learner = taught(make, 1)
+    at = START + np.asarray([0, 7, 7, 7, 7 + gap, 7 + 2 * gap], dtype=np.int64)
+    histories = [History(at=at, type=words(["a", "b", "a", "c", "a", "b"])), *random_histories(2, 1, 9)]
+    batch = batch_of(histories, [(0, 4), (0, 5), (1, 4)], resolution=resolution)
+    batch = replace(batch, target=replace(batch.target, timed=np.asarray([True, True, True])))
+    for _ in range(3):
+        assert finite(*whole_step(learner, batch))
+    assert finite(learner.state())
+    late = replace(batch.query, now=batch.query.now + 10 * YEAR, quantiles=QUANTILES)
+    assert finite(answers(learner.predict(batch.context, late)))
+
+
+def test_a_tick_is_a_survival_term_and_adds_up(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), random_batch(4, 6, 8)
+
+    def silence(begin_s: int, end_s: int) -> torch.Tensor:
+        query = replace(batch.query, now=batch.query.now + begin_s * SECOND)
+        tick = replace(batch.target, kind=TargetKind.TICK, at=batch.query.now + end_s * SECOND)
+        losses = learner.score(learner.predict(batch.context, query), tick)
+        assert not any(bool(losses[name].mask.any()) for name in ("time", "type", "error"))
+        assert bool(losses["survival"].mask.all())
+        return losses["survival"].value
+
+    whole = silence(0, 900)
+    assert bool((whole > 0).all())
+    torch.testing.assert_close(silence(0, 100) + silence(100, 900), whole, rtol=2e-3, atol=1e-6)
+
+
+def test_learning_from_ticks_makes_silence_likelier(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make, 1), random_batch(4, 6, 8)
+    tick = replace(batch, target=replace(batch.target, kind=TargetKind.TICK, at=batch.query.now + 10**4 * SECOND))
+    before = learner.score(learner.predict(batch.context, batch.query), tick.target)["survival"].value.mean()
+    for _ in range(5):
+        learner.learn(tick)
+    after = learner.score(learner.predict(batch.context, batch.query), tick.target)["survival"].value.mean()
+    assert after <= before
+    assert finite(learner.state())
+
+
+def test_a_foreign_state_is_refused_and_changes_nothing(make: Callable[[], Learner]) -> None:
+    learner, other = taught(make, 1), taught(make, 2).state()
+    before = learner.state()
+    names = sorted(other)
+    foreign = [
+        {},
+        {**other, "stranger": torch.zeros(1)},
+        {name: other[name] for name in names[1:]},
+        {name: other[name] for name in names[:-1]},
+        *({**other, name: torch.zeros(3, 1, 4, 1, 5)} for name in names),
+    ]
+    for state in foreign:
+        with pytest.raises(ForeignState):
+            learner.load(state)
+        assert same_bits(learner.state(), before)
+
+
+def test_a_state_is_made_of_plain_cpu_tensors(make: Callable[[], Learner]) -> None:
+    for state in (taught(make).state(), taught(make).serving_state()):
+        for name, tensor in state.items():
+            assert tensor.device.type == "cpu", name
+            assert tensor.is_contiguous(), name
+            assert not tensor.requires_grad, name
+
+
+def test_a_cohort_is_its_arms_side_by_side() -> None:
+    cohort, alone = build_cohort("prompttpp", 3, warmup_events=24), build("prompttpp", 3, warmup_events=24)
+    for step in range(3):
+        batch = shared_batch(step)
+        prediction = alone.predict(batch.context, batch.query)
+        expected = alone.score(prediction, batch.target)
+        alone.learn(batch, prediction)
+        report = cohort.step(batch)
+        assert set(report.losses) == {"learner", "reference.frozen", "reference.finetune", "reference.markov"}
+        for name, loss in expected.items():
+            assert report.losses["learner"][name].sum == float(loss.value.sum())
+            assert report.losses["learner"][name].count == int(loss.mask.sum())
+    assert same_bits(cohort.serving_state(), alone.serving_state())
+    state = cohort.state()
+    assert {name.partition("/")[0] for name in state} == set(report.losses)
+    heir = build_cohort("prompttpp", 3, warmup_events=24)
+    heir.load(state)
+    assert heir.step(shared_batch(9)).losses == cohort.step(shared_batch(9)).losses
+    assert same_bits(heir.state(), cohort.state())
+
+
+def test_a_cohort_refuses_foreign_arms_and_keeps_its_own() -> None:
+    cohort = build_cohort("prompttpp", 3)
+    cohort.step(shared_batch(0))
+    before, other = cohort.state(), build_cohort("prompttpp", 3)
+    other.step(shared_batch(1))
+    foreign = other.state()
+    for broken in (
+        {name: tensor for name, tensor in foreign.items() if not name.startswith("reference.markov/")},
+        {name: tensor for name, tensor in foreign.items() if name != "reference.markov/types"},
+    ):
+        with pytest.raises(ForeignState):
+            cohort.load(broken)
+        assert same_bits(cohort.state(), before)
