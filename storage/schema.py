@@ -63,6 +63,13 @@ stream_offset = Table(
     Column("topic", Text, nullable=False, comment="logical name, without the prefix of a shared cluster"),
     Column("partition", Integer, nullable=False),
     Column(
+        "life",
+        Integer,
+        nullable=False,
+        server_default=text("1"),
+        comment="raised when a topic lost its end and its offsets come again",
+    ),
+    Column(
         "epoch",
         BigInteger,
         nullable=False,
@@ -145,7 +152,7 @@ user_segment = Table(
     Column("stream_id", Integer, primary_key=True),
     Column("first_offset", BigInteger, primary_key=True),
     Column("epoch", BigInteger, primary_key=True),
-    Column("at", ARRAY(Time), nullable=False, comment="event time"),
+    Column("at", ARRAY(BigInteger), nullable=False, comment="event time, microseconds since 1970"),
     Column(
         "kind",
         ARRAY(SmallInteger),

@@ -76,7 +76,7 @@ _HISTORIES = text("""
         FROM unnest(CAST(:streams AS int[]), CAST(:offsets AS bigint[])) AS c(stream, next_offset)
         JOIN stream_offset f ON f.stream_id = c.stream
     )
-    SELECT a.n, (extract(epoch FROM e.at) * 1000000)::bigint AS at, e.event_id, e.topic, e.partition, e.position,
+    SELECT a.n, e.at, e.event_id, e.topic, e.partition, e.position,
            e.stream, e.kind, t.value AS type, i.value AS item, e.amount, c.value AS currency, o.value AS other
     FROM unnest(CAST(:users AS text[]), CAST(:befores AS bigint[]), CAST(:last_ns AS int[])) WITH ORDINALITY
          AS a(user_id, before, last_n, n)
@@ -89,7 +89,7 @@ _HISTORIES = text("""
              AS e(at, kind, type, item, amount, currency, other, event_id, stream, position)
         JOIN below b ON b.stream = e.stream
         WHERE s.user_id = u.id AND e.position < b.next_offset
-          AND e.at < to_timestamp(0) + a.before * interval '1 microsecond'
+          AND e.at < a.before
         ORDER BY e.at DESC, e.event_id COLLATE "C" DESC, b.topic COLLATE "C" DESC, b.partition DESC, e.position DESC
         LIMIT a.last_n
     ) e
@@ -101,7 +101,7 @@ _HISTORIES = text("""
 """)
 
 _NEWEST = text("""
-    SELECT (extract(epoch FROM max(e.at)) * 1000000)::bigint
+    SELECT max(e.at)
     FROM vocabulary u
     JOIN user_segment s ON s.user_id = u.id
     CROSS JOIN LATERAL unnest(s.at, s.stream, s.position) AS e(at, stream, position)
@@ -212,7 +212,7 @@ def _entries(events: NewEvents, vocabulary: Vocabulary) -> pa.RecordBatch:
     n = rows.num_rows
     columns = {
         "user": user,
-        "at": _array(rows["at"]),
+        "at": _array(rows["at"].cast(pa.int64())),
         "kind": pa.repeat(pa.scalar(events.topic_kind, pa.int16()), n),
         "type": vocabulary.encode(Space.NAME, rows["type"]),
         "item": vocabulary.encode(Space.ITEM, rows["item"]),

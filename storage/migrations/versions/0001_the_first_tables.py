@@ -15,7 +15,7 @@ depends_on = None
 USER_EVENT = """
 CREATE VIEW user_event AS
 SELECT u.value AS user_id,
-       e.at,
+       timestamptz 'epoch' + e.at * interval '1 microsecond' AS at,
        (ARRAY['user', 'payment', 'relation', 'relation'])[e.kind] AS kind,
        CASE WHEN e.kind = 4 THEN 'counterpart' ELSE 'actor' END AS role,
        t.value AS type,
@@ -328,7 +328,9 @@ def upgrade() -> None:
         sa.Column("stream_id", sa.Integer(), nullable=False),
         sa.Column("first_offset", sa.BigInteger(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("at", postgresql.ARRAY(sa.DateTime(timezone=True)), nullable=False, comment="event time"),
+        sa.Column(
+            "at", postgresql.ARRAY(sa.BigInteger()), nullable=False, comment="event time, microseconds since 1970"
+        ),
         sa.Column(
             "kind",
             postgresql.ARRAY(sa.SmallInteger()),
