@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psycopg
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pgpq import ArrowToPostgresBinaryEncoder
 from sqlalchemy import Connection, text
 
+from contracts.identity import event_key
 from storage.offsets import Claim, Cursor
 from storage.vocabulary import Space, Vocabulary
 
@@ -41,6 +42,8 @@ class SequenceEvent(NamedTuple):
     """Millionths of the currency unit."""
     currency: str | None
     other: str | None
+    key: int
+    """64-bit digest of the event's identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,7 @@ def histories(connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor
         **_below(cursor),
     }
     for n, *event in connection.execute(_HISTORIES, values):
-        found[n - 1].append(SequenceEvent(*event))
+        found[n - 1].append(_event(asks[n - 1].user, event))
     return found
 
 
@@ -172,6 +175,12 @@ def driver(connection: Connection) -> psycopg.Connection:
     raw = connection.connection.driver_connection
     assert isinstance(raw, psycopg.Connection)
     return raw
+
+
+def _event(user: str, columns: Sequence[Any]) -> SequenceEvent:
+    _, event_id, topic, *_, kind, _, _, _, _, other = columns
+    actor = other if kind == RELATION_COUNTERPART else user
+    return SequenceEvent(*columns, event_key(topic, actor, event_id))
 
 
 def _below(cursor: Cursor) -> dict[str, list[int]]:

@@ -1,0 +1,156 @@
+"""The journal of a learner's steps, written ahead (protocol, rule 14).
+
+A step is committed before it runs: which log rows, in which order, what is due after it. Every write is a
+compare-and-set on the learner's row (epoch, next_step), so a process that slept while another took over
+can add nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql import bindparam
+
+from storage.offsets import Cursor, Fenced
+
+Run = tuple[int, int, int]
+"""(stream id, first offset, next offset): the accepted rows in that range, in offset order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A journalled step."""
+
+    number: int
+    rows: tuple[Run, ...]
+    """In the order they are learnt; () = a step that only takes a snapshot."""
+    front: datetime | None
+    """Record time the merge has reached; None before the first row."""
+    idle: tuple[int, ...]
+    """Streams the merge goes on without until they yield."""
+    late: int
+    """Rows behind the front."""
+    snapshot: bool
+    """A snapshot is taken after the step."""
+    actions: tuple[str, ...]
+    """What the learner reported of the step before; a repetition must report the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """The right to write a learner's journal, until the next process takes it."""
+
+    learner: str
+    branch: int
+    epoch: int
+    next_step: int
+    """The first step that is not journalled."""
+    config: dict[str, Any]
+    """As the learner was first started with; weights make sense under no other."""
+
+
+_CREATE = text("""
+    INSERT INTO learner (name, version, config) VALUES (:name, :version, :config)
+    ON CONFLICT (name) DO NOTHING
+""").bindparams(bindparam("config", type_=JSONB))
+
+_TAKE = text("""
+    UPDATE learner SET epoch = epoch + 1 WHERE name = :name
+    RETURNING version, branch, epoch, next_step, config
+""")
+
+_MOVE = text("""
+    UPDATE learner SET next_step = :step + 1
+    WHERE name = :learner AND branch = :branch AND epoch = :epoch AND next_step = :step
+""")
+
+_INSERT = text("""
+    INSERT INTO journal (learner, branch, step, epoch, rows, front, idle, late, snapshot, actions)
+    VALUES (:learner, :branch, :step, :epoch, :rows, :front, :idle, :late, :snapshot, :actions)
+""").bindparams(bindparam("rows", type_=JSONB), bindparam("actions", type_=JSONB))
+
+_SELECT = text("""
+    SELECT step, rows, front, idle, late, snapshot, actions FROM journal
+    WHERE learner = :learner AND branch = :branch AND step >= :first AND step < :last ORDER BY step LIMIT :limit
+""")
+
+_HOLDS = text("SELECT 1 FROM learner WHERE name = :learner AND branch = :branch AND epoch = :epoch FOR SHARE")
+
+
+def take_seat(connection: Connection, *, learner: str, version: str, config: dict[str, Any]) -> tuple[Seat, str]:
+    """Makes the caller the one who trains a learner; returns the seat and the version the learner was born with.
+
+    A learner's first start fixes its configuration; later starts get that one back.
+    """
+    connection.execute(_CREATE, {"name": learner, "version": version, "config": config})
+    row = connection.execute(_TAKE, {"name": learner}).one()
+    seat = Seat(learner=learner, branch=row.branch, epoch=row.epoch, next_step=row.next_step, config=row.config)
+    return seat, row.version
+
+
+def append(connection: Connection, seat: Seat, step: Step) -> None:
+    """Writes a step ahead of its run.
+
+    :raises Fenced: another process trains this learner now.
+    """
+    key = {"learner": seat.learner, "branch": seat.branch, "epoch": seat.epoch, "step": step.number}
+    if connection.execute(_MOVE, key).rowcount != 1:
+        raise Fenced(f"learner {seat.learner}: another `train` took over before step {step.number}")
+    values = {
+        **key,
+        "rows": [list(run) for run in step.rows],
+        "front": step.front,
+        "idle": list(step.idle),
+        "late": step.late,
+        "snapshot": step.snapshot,
+        "actions": list(step.actions),
+    }
+    connection.execute(_INSERT, values)
+
+
+def check_seat(connection: Connection, seat: Seat) -> None:
+    """Holds the seat until the transaction ends.
+
+    :raises Fenced: another process trains this learner now.
+    """
+    if connection.execute(_HOLDS, _key(seat)).one_or_none() is None:
+        raise Fenced(f"learner {seat.learner}: another `train` took over")
+
+
+def steps(
+    connection: Connection, learner: str, branch: int, first: int, last: int, *, page: int = 1000
+) -> Iterator[Step]:
+    """Steps first, first + 1, ..., last - 1, as far as they are journalled."""
+    while first < last:
+        values = {"learner": learner, "branch": branch, "first": first, "last": last, "limit": page}
+        found = connection.execute(_SELECT, values).all()
+        for row in found:
+            yield Step(
+                number=row.step,
+                rows=tuple((run[0], run[1], run[2]) for run in row.rows),
+                front=row.front,
+                idle=tuple(row.idle),
+                late=row.late,
+                snapshot=row.snapshot,
+                actions=tuple(row.actions),
+            )
+        if len(found) < page:
+            return
+        first = found[-1].step + 1
+
+
+def after(cursor: Cursor, rows: Sequence[Run]) -> Cursor:
+    """The cursor once a step's rows are learnt."""
+    moved = dict(cursor)
+    for stream_id, _, next_offset in rows:
+        moved[stream_id] = next_offset
+    return moved
+
+
+def _key(seat: Seat) -> dict[str, object]:
+    return {"learner": seat.learner, "branch": seat.branch, "epoch": seat.epoch}
