@@ -65,7 +65,7 @@ TYPE_BLOCK: Final = 64
 """Type tables grow by so many rows: streams have tens of types, and 4,096 rows each would be mostly empty."""
 GAPS_FOR_UNIT: Final = 256
 DEFAULT_UNIT_S: Final = 3600.0
-TYPE_EDGES: Final = np.concatenate([[0.0], 10.0 ** np.linspace(-4, 4, 16)])
+TYPE_EDGES: Final = np.concatenate([[0.0], 10.0 ** np.linspace(-3, 3, 10)])
 """Panels, units from now, over which types are averaged; two nodes in each."""
 TIME_EDGES: Final = np.concatenate([[0.0], 10.0 ** np.linspace(-6, 6, 48)])
 """Panels, units from now, in which quantiles are bracketed; the rate counts as constant behind the last."""
@@ -105,14 +105,16 @@ class PromptTPPConfig:
     query_decay: float = 0.9
     """Weight of the past, per event, in the query that retrieves prompts."""
     unknown_rate: float = 0.05
-    """Share of history events learnt as UNKNOWN."""
+    """Share of history events learnt as UNKNOWN, over all steps .."""
+    unknown_every: int = 4
+    """.. of which only every so-many-th has any: the others share one forward pass with `predict`."""
     clip_norm: float = 1.0
     max_types: int = 1024
     time_unit_s: float | None = None
     """Seconds; None: estimated from the first gaps learnt."""
 
     def __post_init__(self) -> None:
-        positive = ("last_n", "hidden", "layers", "heads", "refresh_every", "nodes", "max_types")
+        positive = ("last_n", "hidden", "layers", "heads", "refresh_every", "unknown_every", "nodes", "max_types")
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -192,8 +194,9 @@ class Encoding:
 class Memo:
     """What `score` and `learn` use again of `predict`."""
 
-    histories: Histories
     encoding: Encoding
+    leaves: Weights
+    """The weights it came from, as leaves of the graph that `learn` goes back through."""
     step: int
 
 
@@ -339,15 +342,19 @@ def encode(w: Weights, c: PromptTPPConfig, h: Histories, types: Tensor) -> Encod
     state = token.expand(c.heads, -1, -1, -1)  # [H, S, L, D]
     keys, values, prompts = [], [], []
     for layer in range(c.layers):
-        mapped = affine(torch.cat([state, context], dim=-1), w["qkv"][layer], w["qkv_bias"][layer])
-        q, k, v = torch.split(mapped, c.hidden, dim=-1)
+        last = layer + 1 == c.layers  # nobody looks at the events behind it
+        maps, bias = w["qkv"][layer], w["qkv_bias"][layer]
+        if last:
+            maps, bias = maps[..., c.hidden :], bias[..., c.hidden :]
+        mapped = affine(torch.cat([state, context], dim=-1), maps, bias)
+        *asking, k, v = torch.split(mapped, c.hidden, dim=-1)
         keys.append(k.index_select(1, h.stack))
         values.append(v.index_select(1, h.stack))
         of_rows = None if row_chosen is None else row_chosen[:, None, layer]
         prompts.append(see_prompts(w, c, layer, row_ahead, of_rows))
-        if layer + 1 < c.layers:  # nobody looks at the events behind the last layer
+        if not last:
             here = see_prompts(w, c, layer, h.ahead, None if chosen is None else chosen[:, :, layer])
-            state = state + torch.tanh(attend(q, k, v, causal, None, here))
+            state = state + torch.tanh(attend(asking[0], k, v, causal, None, here))
     # Gathering a stack's row goes through index_select: its backward is the same on every run.
     flat = h.stack * length + h.place
     return Encoding(
@@ -426,19 +433,42 @@ class PromptTPP:
 
     # Predict
 
-    @torch.no_grad()
     def predict(self, context: Context, query: Query) -> Prediction:
         """Types averaged over the next event's time, and quantiles of that time; see `Prediction`."""
         if any(not 0.0 < q < 1.0 for q in query.quantiles):
             raise ValueError(f"quantiles must lie between 0 and 1, got {query.quantiles}")
-        histories = self._histories(context, query)
-        encoding = encode(self._weights, self.config, histories, torch.from_numpy(histories.type))
-        return Prediction(
-            quantiles=self._quantiles(encoding, query.quantiles),
-            types=(*self._vocabulary.names, "\x00unknown"),
-            type_log_probs=self._types(encoding),
-            memo=Memo(histories=histories, encoding=encoding, step=self._counts["steps"]),
-        )
+        memo = self._forward(self._histories(context, query))
+        with torch.no_grad():
+            return Prediction(
+                quantiles=self._quantiles(memo.encoding, query.quantiles),
+                types=(*self._vocabulary.names, "\x00unknown"),
+                type_log_probs=self._types(memo.encoding),
+                memo=memo,
+            )
+
+    @property
+    def _pool_turn(self) -> bool:
+        return self.config.pool > 0 and self._counts["steps"] % self.config.refresh_every == 0
+
+    @property
+    def _unknown_turn(self) -> bool:
+        return self._counts["steps"] % self.config.unknown_every == self.config.unknown_every - 1
+
+    def _forward(self, histories: Histories, *, learning: bool = False) -> Memo:
+        """Encodes with gradient where `learn` may go back through it; hides types on the turn for that."""
+        c, types = self.config, histories.type
+        shared = self._moments is not None and not self._unknown_turn
+        # What moves is marked BEFORE the forward pass: the official code does it after, one step too late.
+        leaves = {
+            name: weight.detach().requires_grad_(self._pool_turn or not name.startswith("pool."))
+            for name, weight in self._weights.items()
+        }
+        if learning and self._unknown_turn:
+            hidden = uniform(c.seed, "unknown", histories.key) < c.unknown_rate * c.unknown_every
+            types = np.where(hidden, UNKNOWN, types)
+        with torch.set_grad_enabled(learning or shared):
+            encoding = encode(leaves, c, histories, torch.from_numpy(types))
+        return Memo(encoding=encoding, leaves=leaves, step=self._counts["steps"])
 
     def _histories(self, context: Context, query: Query) -> Histories:
         padded = pad(context)
@@ -478,7 +508,7 @@ class PromptTPP:
 
     def _types(self, encoding: Encoding) -> Tensor:
         """[B, K] float64: log of integral p(type | t) f(t) dt over the next event's time, two nodes in each
-        of 16 panels over 8 decades (the panels' probabilities are exact sums, so the total is 1)."""
+        of 10 panels over 6 decades (the panels' probabilities are exact sums, so the total is 1)."""
         _, weights, state = self._panels(encoding, TYPE_EDGES, 2)
         rate = total_rate(self._weights, state).view(weights.shape)  # [B, P, 2]
         pieces = rate * torch.from_numpy(weights)
@@ -527,7 +557,7 @@ class PromptTPP:
     @torch.no_grad()
     def sample(self, context: Context, query: Query, draws: int, generator: torch.Generator) -> Tensor:
         """[B, draws] float64 seconds from now to the next event, by thinning."""
-        encoding = self._encoding(self.predict(context, query))
+        encoding = self._memo(self.predict(context, query)).encoding
         since = torch.from_numpy(self._units(query.now - encoding.histories.last)).unsqueeze(1)
 
         def intensity(ahead: Tensor) -> Tensor:
@@ -537,11 +567,11 @@ class PromptTPP:
 
     # Score
 
-    def _encoding(self, prediction: Prediction) -> Encoding:
+    def _memo(self, prediction: Prediction) -> Memo:
         memo = prediction.memo
         if not isinstance(memo, Memo) or memo.step != self._counts["steps"]:
             raise ValueError("the prediction was not made by this learner with the weights it has now")
-        return memo.encoding
+        return memo
 
     def _nll(self, w: Weights, e: Encoding, target: Target) -> dict[str, Tensor]:
         """Negative log-likelihoods [B] float64 by name, 0 where a row has none.
@@ -579,7 +609,7 @@ class PromptTPP:
     def score(self, prediction: Prediction, target: Target) -> Losses:
         """ "time", "type" and "survival" as in `_nll`; "error", 0 or 1, of the marginal prediction's best type
         (a type never learnt counts as UNKNOWN)."""
-        values = self._nll(self._weights, self._encoding(prediction), target)
+        values = self._nll(self._weights, self._memo(prediction).encoding, target)
         timed, typed, silent = (torch.from_numpy(mask) for mask in rows_with(target))
         number = torch.from_numpy(self._vocabulary.numbers(target.type))
         column = torch.where(number == UNKNOWN, len(self._vocabulary), number) - 1
@@ -599,30 +629,25 @@ class PromptTPP:
             raise ServingOnly
         c, target = self.config, batch.target
         if prediction is None:
-            histories = self._histories(batch.context, batch.query)
+            memo = self._forward(self._histories(batch.context, batch.query), learning=True)
         else:
-            histories = self._encoding(prediction).histories
-        pool_turn = c.pool > 0 and self._counts["steps"] % c.refresh_every == 0
-        # What moves is marked BEFORE the forward pass: the official code does it after, one step too late.
-        w = {
-            name: weight.detach().requires_grad_(pool_turn or not name.startswith("pool."))
-            for name, weight in self._weights.items()
-        }
-        dropped = uniform(c.seed, "unknown", histories.key) < c.unknown_rate
-        encoding = encode(w, c, histories, torch.from_numpy(np.where(dropped, UNKNOWN, histories.type)))
+            memo = self._memo(prediction)
+            if self._unknown_turn:
+                memo = self._forward(memo.encoding.histories, learning=True)
+        w, encoding = memo.leaves, memo.encoding
         nll = self._nll(w, encoding, target)
         weight = torch.from_numpy(target.weight)
         loss = (weight * sum(nll.values(), torch.zeros_like(weight))).sum() / max(len(batch), 1)
         losses = {name: float(value.detach().mean()) for name, value in nll.items()}
-        if pool_turn and encoding.chosen is not None:
+        if self._pool_turn and encoding.chosen is not None:
             match = match_loss(encoding.query, w["pool.key"], encoding.chosen)
             losses["match"] = float(match.detach())
             loss = loss + c.match_weight * match
-        self._move(w, loss, pool_turn)
-        self._count(encoding, target, histories)
+        self._move(w, loss)
+        self._count(encoding, target)
         return Report(losses=losses, actions=self._learn_types(batch))
 
-    def _move(self, leaves: Weights, loss: Tensor, pool_turn: bool) -> None:
+    def _move(self, leaves: Weights, loss: Tensor) -> None:
         """Backward pass and optimisers; changes weights and moments in place."""
         assert self._moments is not None
         c, moments = self.config, self._moments
@@ -642,13 +667,13 @@ class PromptTPP:
         row_adagrad(self._weights["type"], table, moments["type.sum"], rate=c.table_rate * factor["type"])
         rates = {name: c.learning_rate * factor[name] for name in backbone}
         adam(self._weights, backbone, moments, step=self._counts["steps"] + 1, rates=rates)
-        if pool_turn:
+        if pool:
             clip(pool.values(), c.clip_norm)
             self._counts["pool_steps"] += 1
             rates = dict.fromkeys(pool, c.learning_rate)
             adam(self._weights, pool, moments, step=self._counts["pool_steps"], rates=rates)
 
-    def _count(self, encoding: Encoding, target: Target, histories: Histories) -> None:
+    def _count(self, encoding: Encoding, target: Target) -> None:
         """Step, events, usage of the pool, and the time unit while it is still being estimated."""
         self._counts["steps"] += 1
         if encoding.chosen is not None and len(encoding.chosen):
@@ -656,7 +681,8 @@ class PromptTPP:
         if target.kind is TargetKind.TICK:
             return
         self._counts["events"] += len(target.at)
-        gaps = (target.at - histories.last)[np.asarray(target.timed) & (target.at > histories.last)]
+        since = target.at - encoding.histories.last
+        gaps = since[np.asarray(target.timed) & (since > 0)]
         if self.config.time_unit_s is None and self._counts["gaps"] < GAPS_FOR_UNIT and len(gaps):
             self._counts["gaps"] += len(gaps)
             self._log_gaps += float(np.log(gaps).sum())
