@@ -180,7 +180,7 @@ def driver(connection: Connection) -> psycopg.Connection:
 def _event(user: str, columns: Sequence[Any]) -> SequenceEvent:
     _, event_id, topic, *_, kind, _, _, _, _, other = columns
     actor = other if kind == RELATION_COUNTERPART else user
-    return SequenceEvent(*columns, event_key(topic, actor, event_id))
+    return SequenceEvent._make((*columns, event_key(topic, actor, event_id)))
 
 
 def _below(cursor: Cursor) -> dict[str, list[int]]:
