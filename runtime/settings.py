@@ -67,6 +67,9 @@ class TrainSettings(_Group):
     )
     snapshot_every_s: Seconds = Field(default=60.0, description="seconds between snapshots")
     warmup_events: int = Field(default=20_000, ge=0, description="rows learnt before references are frozen")
+    clock_resolution_s: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="seconds: width of the tick of the producers' clocks; gaps are known only up to it"
+    )
     threads: Count = Field(default=1, description="torch threads; part of what makes weights repeatable")
     device: str = Field(default="cpu", description="torch device")
     port: Port = Field(default=9102, description=PORT)

@@ -17,12 +17,16 @@ import pyarrow as pa
 from pgpq import ArrowToPostgresBinaryEncoder
 from sqlalchemy import Connection, text
 
+from contracts import topics
 from contracts.identity import event_key
 from storage.offsets import Claim, Cursor
 from storage.vocabulary import Space, Vocabulary
 
 USER, PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART = 1, 2, 3, 4
 """Values of user_segment.kind."""
+
+KIND_OF_TOPIC = {topics.USER: USER, topics.PAYMENT: PAYMENT, topics.RELATIONAL: RELATION_ACTOR}
+"""Topics whose records stand in sequences, and as what in their own user's."""
 
 
 class SequenceEvent(NamedTuple):

@@ -6,7 +6,7 @@ known from the filter and confirmed by rows, suppressed users from their table (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,6 @@ import structlog
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from contracts import topics
 from contracts.records import Item, Label
 from runtime.failpoints import failpoint
 from storage import dead_letters, items, log, offsets, sequences
@@ -23,13 +22,6 @@ from storage.suppression import Suppression
 from storage.vocabulary import Space, Vocabulary
 from streams.accept import Intake
 from streams.duplicates import DuplicateFilter, repeats
-
-KINDS: Mapping[str, int] = {
-    topics.USER: sequences.USER,
-    topics.PAYMENT: sequences.PAYMENT,
-    topics.RELATIONAL: sequences.RELATION_ACTOR,
-}
-"""Topics whose records stand in sequences, and as what."""
 
 _log = structlog.get_logger(__name__)
 _NONE: NDArray[np.int64] = np.empty(0, np.int64)
@@ -94,7 +86,7 @@ class BatchWriter:
             rows = part.intake.columns()
             written.append(outcome)
             segments.append(_segment(part, outcome, rows))
-            if part.intake.topic in KINDS:
+            if part.intake.topic in sequences.KIND_OF_TOPIC:
                 events.append(_events(part, rows))
             items.append(self._connection, _versions(part))
             dead_letters.append(self._connection, _letters(part))
@@ -205,7 +197,10 @@ def _segment(part: Part, outcome: Written, rows: object) -> log.NewSegment:
 
 def _events(part: Part, rows: object) -> sequences.NewEvents:
     return sequences.NewEvents(
-        claim=part.move.claim, first_offset=part.move.first, topic_kind=KINDS[part.intake.topic], rows=rows
+        claim=part.move.claim,
+        first_offset=part.move.first,
+        topic_kind=sequences.KIND_OF_TOPIC[part.intake.topic],
+        rows=rows,
     )
 
 

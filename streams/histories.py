@@ -1,0 +1,215 @@
+"""The rows of a step with the histories they may see, as a learner's batch.
+
+The history of a row is what lies below the step's start cursor, plus earlier rows of the step, restricted
+to event times strictly before its own. The rule is the only input: what happens to be cached here, or how
+the log was cut into segments, changes nothing (`tests/unit/streams/test_histories.py` compares with a plain
+reading of the rule).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import Connection
+
+from learners.batch import Batch, Context, Origin, Query, Target, TargetKind
+from storage import sequences
+from storage.offsets import Cursor
+from storage.sequences import HistoryAsk, SequenceEvent
+from streams.merge import LogRow
+
+KIND_NAMES = {1: "user", 2: "payment", 3: "relation", 4: "relation"}
+_FOREVER = 2**62
+
+
+@dataclass
+class _Recent:
+    """A user's newest events below the cursor."""
+
+    events: list[SequenceEvent]
+    """Sorted."""
+    complete: bool
+    """There are no older ones."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one row sees: the first `visible` events of `stack`."""
+
+    stack: list[SequenceEvent]
+    visible: int
+    timed: bool
+    """It is the first of its instant, and not the user's first event."""
+
+
+class Histories:
+    """Builds batches, step by step in journal order; remembers recent users' histories between steps."""
+
+    def __init__(self, *, last_n: int, resolution_us: int, cached_users: int = 50_000) -> None:
+        """
+        :param last_n: events a history holds before its row (rows sharing a stack may see a few more).
+        :param resolution_us: width of the event clock's tick, microseconds.
+        """
+        self._last_n = last_n
+        self._resolution_us = resolution_us
+        self._cached_users = cached_users
+        self._recent: OrderedDict[str, _Recent] = OrderedDict()
+
+    def batch(self, connection: Connection, rows: Sequence[LogRow], cursor: Cursor) -> Batch:
+        """The step's rows as a batch. Each step is built once, in order.
+
+        :param cursor: the step's start cursor.
+        """
+        self._load(connection, {row.user for row in rows}, cursor)
+        inside = _events_by_user(rows)
+        views: list[_View | None] = [None] * len(rows)
+        for user in dict.fromkeys(row.user for row in rows):
+            numbers = [n for n, row in enumerate(rows) if row.user == user]
+            shared = self._shared(user, numbers, rows, inside[user])
+            for n in numbers:
+                views[n] = shared[n] if shared else self._alone(connection, user, n, rows[n], inside[user], cursor)
+        self._remember(inside)
+        return self._as_batch(rows, [view for view in views if view is not None])
+
+    def _load(self, connection: Connection, users: set[str], cursor: Cursor) -> None:
+        for user in users & self._recent.keys():
+            self._recent.move_to_end(user)
+        missing = sorted(users - self._recent.keys())
+        if missing:
+            wanted = 4 * self._last_n
+            asks = [HistoryAsk(user=user, before=_FOREVER, last_n=wanted) for user in missing]
+            found = sequences.histories(connection, asks, cursor)
+            for user, events in zip(missing, found, strict=True):
+                self._recent[user] = _Recent(events, complete=len(events) < wanted)
+
+    def _remember(self, inside: dict[str, list[tuple[int, SequenceEvent]]]) -> None:
+        """The step's rows lie below the next step's cursor."""
+        for user, events in inside.items():
+            recent = self._recent.get(user)
+            if recent is None:
+                continue  # a counterpart nobody asked for: read when asked for
+            for _, event in events:
+                insort(recent.events, event)
+            if len(recent.events) > 8 * self._last_n:
+                del recent.events[: -4 * self._last_n]
+                recent.complete = False
+        while len(self._recent) > self._cached_users:
+            self._recent.popitem(last=False)
+
+    def _shared(
+        self, user: str, numbers: list[int], rows: Sequence[LogRow], inside: list[tuple[int, SequenceEvent]]
+    ) -> dict[int, _View] | None:
+        """One stack for all rows of a user: possible while the step brings the user's events in order of time."""
+        times = [event.at for _, event in inside]
+        if times != sorted(times):
+            return None
+        recent = self._recent[user]
+        first, last = rows[numbers[0]].event.at, rows[numbers[-1]].event.at
+        before_first = bisect_left(recent.events, (first,))
+        if before_first < self._last_n and not recent.complete:
+            return None  # a late row: what it may see is no longer in memory
+        start = max(0, before_first - self._last_n)
+        stack = recent.events[start : bisect_left(recent.events, (last,))]
+        for _, event in inside:
+            if event.at < last:
+                insort(stack, event)
+        if len(stack) > 2 * self._last_n + len(inside):
+            return None  # rows far apart in time: sharing would make each pay for all between
+        views = {}
+        for n in numbers:
+            at = rows[n].event.at
+            visible = bisect_left(stack, (at,))
+            seen = any(event.at == at for number, event in inside if number < n) or _holds(recent.events, at)
+            views[n] = _View(stack, visible, timed=bool(visible) and not seen)
+        return views
+
+    def _alone(
+        self,
+        connection: Connection,
+        user: str,
+        number: int,
+        row: LogRow,
+        inside: list[tuple[int, SequenceEvent]],
+        cursor: Cursor,
+    ) -> _View:
+        """A stack of the row's own, read as of its time."""
+        at = row.event.at
+        asks = [
+            HistoryAsk(user=user, before=at, last_n=self._last_n),
+            HistoryAsk(user=user, before=at + 1, last_n=1),
+        ]
+        stack, newest = sequences.histories(connection, asks, cursor)
+        earlier = [event for n, event in inside if n < number]
+        for event in earlier:
+            if event.at < at:
+                insort(stack, event)
+        stack = stack[-self._last_n :]
+        seen = _holds(newest, at) or any(event.at == at for event in earlier)
+        return _View(stack, len(stack), timed=bool(stack) and not seen)
+
+    def _as_batch(self, rows: Sequence[LogRow], views: list[_View]) -> Batch:
+        stacks: dict[int, tuple[int, list[SequenceEvent]]] = {}
+        for view in views:
+            stacks.setdefault(id(view.stack), (len(stacks), view.stack))
+        return Batch(
+            context=context_of([stack for _, stack in stacks.values()]),
+            query=Query(
+                stack=np.array([stacks[id(view.stack)][0] for view in views], np.int64),
+                visible=np.array([view.visible for view in views], np.int64),
+                # Silence is known only up to the last event seen: the row's own time is the target.
+                now=np.array([v.stack[v.visible - 1].at if v.visible else 0 for v in views], np.int64),
+            ),
+            target=Target(
+                kind=TargetKind.EVENT,
+                at=np.array([row.event.at for row in rows], np.int64),
+                type=_strings([row.event.type for row in rows]),
+                resolution=np.full(len(rows), self._resolution_us, np.int64),
+                timed=np.array([view.timed for view in views], np.bool_),
+                weight=np.ones(len(rows)),
+            ),
+            origin=Origin(key=np.array([row.event.key for row in rows], np.int64)),
+        )
+
+
+def context_of(stacks: Sequence[Sequence[SequenceEvent]]) -> Context:
+    """Histories as a learner reads them."""
+    events = [event for stack in stacks for event in stack]
+    ends = np.cumsum([0, *(len(stack) for stack in stacks)])
+    return Context(
+        offsets=ends.astype(np.int64),
+        at=np.array([event.at for event in events], np.int64),
+        kind=_strings([KIND_NAMES[event.kind] for event in events]),
+        type=_strings([event.type for event in events]),
+        item=_strings([event.item for event in events]),
+        amount=np.array([event.amount or 0 for event in events], np.int64),
+        currency=_strings([event.currency for event in events]),
+        other=_strings([event.other for event in events]),
+        role=_strings(["counterpart" if event.kind == sequences.RELATION_COUNTERPART else "actor" for event in events]),
+        key=np.array([event.key for event in events], np.int64),
+    )
+
+
+def _events_by_user(rows: Sequence[LogRow]) -> dict[str, list[tuple[int, SequenceEvent]]]:
+    """User -> (row number, event as it stands in the user's sequence), both users of a relation."""
+    found: dict[str, list[tuple[int, SequenceEvent]]] = {}
+    for number, row in enumerate(rows):
+        found.setdefault(row.user, []).append((number, row.event))
+        if row.event.kind == sequences.RELATION_ACTOR and row.event.other is not None:
+            mirrored = row.event._replace(kind=sequences.RELATION_COUNTERPART, other=row.user)
+            found.setdefault(row.event.other, []).append((number, mirrored))
+    return found
+
+
+def _holds(events: Sequence[SequenceEvent], at: int) -> bool:
+    index = bisect_left(events, (at,))
+    return index < len(events) and events[index].at == at
+
+
+def _strings(values: Sequence[str | None]) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

@@ -1,0 +1,234 @@
+"""The log of all streams as one sequence of rows, the same after every restart (protocol, rule 13).
+
+Of the streams' next rows the one with the smallest record time is taken, ties by (topic, partition,
+offset): the cursor alone says where the merge stands. A stream that has nothing to offer yet is waited for,
+unless it was passed by; then it is idle until it yields again. Who was idle is journalled, so waiting (which
+depends on the clock) never decides twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from sqlalchemy import Connection
+
+from contracts.identity import event_key
+from storage import log, offsets, sequences
+from storage.journal import Run
+from storage.offsets import Cursor, StreamRow
+from storage.sequences import SequenceEvent
+
+_SLICE = 1024  # rows made into Python objects at once
+_NO_END = 2**63 - 1
+
+
+class LogRow(NamedTuple):
+    """An accepted event. The leading four fields are the order of the merge."""
+
+    record_at: int
+    """Record time, microseconds since 1970."""
+    topic: str
+    partition: int
+    offset: int
+    stream_id: int
+    user: str
+    event: SequenceEvent
+    """As it stands in the user's own sequence."""
+
+
+class Merge:
+    """Where a learner stands in the log, and what comes next."""
+
+    def __init__(self, cursor: Cursor, *, front: int | None = None, idle: Iterable[int] = ()) -> None:
+        """
+        :param cursor: stream id -> the next offset to take; streams not named start where their log starts.
+        :param front: largest record time taken so far, microseconds.
+        :param idle: streams passed by.
+        """
+        self.cursor: Cursor = dict(cursor)
+        self.front = front
+        self.idle = set(idle)
+        self._readers: dict[int, _Reader] = {}
+
+    def refresh(self, connection: Connection) -> bool:
+        """Looks for new segments and streams; True if there is anything new to take."""
+        starts: Cursor | None = None
+        news = False
+        for row in offsets.streams(connection):
+            if row.stream.topic not in sequences.KIND_OF_TOPIC:
+                continue
+            reader = self._readers.get(row.stream_id)
+            if reader is None:
+                starts = log.starts(connection) if starts is None else starts
+                start = self.cursor.setdefault(row.stream_id, starts.get(row.stream_id, row.next_offset))
+                reader = self._readers[row.stream_id] = _Reader(row, start)
+            reader.watermark = row.next_offset
+            reader.retired = row.retired
+            if reader.load(connection):
+                news = True
+                self.idle.discard(row.stream_id)
+        return news
+
+    def behind(self) -> list[int]:
+        """Streams that must yield, be passed by or be finished before the merge can go on."""
+        return [
+            stream_id
+            for stream_id, reader in self._readers.items()
+            if reader.head() is None and stream_id not in self.idle and not reader.finished
+        ]
+
+    def has_rows(self) -> bool:
+        """Whether any stream has a row to offer."""
+        return any(reader.head() is not None for reader in self._readers.values())
+
+    def pass_by(self, stream_ids: Collection[int]) -> None:
+        """Goes on without these streams until they yield."""
+        self.idle.update(stream_ids)
+
+    def pop(self) -> LogRow | None:
+        """Takes the next row; None while a stream is behind, or nothing is left in memory (see `refresh`)."""
+        if self.behind() or any(reader.needs_load for reader in self._readers.values()):
+            return None
+        heads = [head for reader in self._readers.values() if (head := reader.head()) is not None]
+        if not heads:
+            return None
+        row = min(heads)
+        self._take(row)
+        return row
+
+    def pop_run(self, connection: Connection, run: Run) -> list[LogRow]:
+        """Takes the rows of a journalled run again."""
+        stream_id, first, next_offset = run
+        if stream_id not in self._readers:
+            self.refresh(connection)
+        reader = self._readers[stream_id]
+        rows = []
+        while True:
+            reader.load(connection)
+            head = reader.head()
+            if head is None or head.offset >= next_offset:
+                break
+            self._take(head)
+            rows.append(head)
+        if not rows or rows[0].offset != first:
+            raise log.BrokenChain(f"stream {stream_id}: the log no longer holds offsets {first} to {next_offset}")
+        self.cursor[stream_id] = next_offset
+        return rows
+
+    def set_ends(self, ends: Cursor) -> None:
+        """From now on a stream that reached its end is finished and waited for no more."""
+        for stream_id, reader in self._readers.items():
+            reader.end = ends.get(stream_id, reader.end)
+
+    def at_ends(self) -> bool:
+        """Whether every stream is finished."""
+        return bool(self._readers) and all(reader.finished for reader in self._readers.values())
+
+    def rows_behind(self) -> int:
+        """Offsets between the cursor and what the log holds."""
+        return sum(max(0, r.watermark - self.cursor[stream_id]) for stream_id, r in self._readers.items())
+
+    def _take(self, row: LogRow) -> None:
+        self._readers[row.stream_id].drop_head()
+        self.cursor[row.stream_id] = row.offset + 1
+        self.front = row.record_at if self.front is None else max(self.front, row.record_at)
+
+
+class _Reader:
+    """One stream's rows from the cursor on, a segment at a time."""
+
+    def __init__(self, row: StreamRow, start: int) -> None:
+        self._stream_id = row.stream_id
+        self._topic = row.stream.topic
+        self._partition = row.stream.partition
+        self._start = start
+        self._loaded_to = start
+        self._table: pa.Table | None = None
+        self._rows: deque[LogRow] = deque()
+        self.watermark = row.next_offset
+        self.end: int | None = None
+        self.retired = row.retired
+
+    @property
+    def needs_load(self) -> bool:
+        """Memory is empty and the log has more."""
+        return not self._rows and (self._table is not None or self._loaded_to < min(self.watermark, self._limit))
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more will come, or nothing more is wanted."""
+        if self._rows or self._table is not None:
+            return bool(self._rows) and self._rows[0].offset >= self._limit
+        return self._loaded_to >= (self.watermark if self.retired else self._limit)
+
+    @property
+    def _limit(self) -> int:
+        return _NO_END if self.end is None else self.end
+
+    def load(self, connection: Connection) -> bool:
+        """Fetches more if memory is empty; True if it has a row then."""
+        while not self._rows:
+            if self._table is not None:
+                self._rows.extend(self._slice())
+            elif self._loaded_to < min(self.watermark, self._limit):
+                self._next_segment(connection)
+            else:
+                return False
+        return True
+
+    def head(self) -> LogRow | None:
+        return self._rows[0] if self._rows and self._rows[0].offset < self._limit else None
+
+    def drop_head(self) -> None:
+        self._rows.popleft()
+
+    def _next_segment(self, connection: Connection) -> None:
+        for segment in log.read(connection, self._stream_id, self._loaded_to, limit=1):
+            self._loaded_to = segment.next
+            if segment.rows is not None:
+                at = int(np.searchsorted(segment.rows["offset"].to_numpy(), self._start))
+                self._table = segment.rows.slice(at) if at < segment.rows.num_rows else None
+            return
+        raise log.BrokenChain(f"stream {self._stream_id}: no log segment covers offset {self._loaded_to}")
+
+    def _slice(self) -> list[LogRow]:
+        assert self._table is not None
+        part, rest = self._table.slice(0, _SLICE), self._table.slice(_SLICE)
+        self._table = rest if rest.num_rows else None
+        return self._rows_of(part)
+
+    def _rows_of(self, table: pa.Table) -> list[LogRow]:
+        names = ("record_at", "at", "offset", "event_id", "user", "type", "item", "amount", "currency", "other")
+        times = {"record_at", "at"}
+        columns = [(table[n].cast(pa.int64()) if n in times else table[n]).to_pylist() for n in names]
+        topic, partition, stream_id, kind = (
+            self._topic,
+            self._partition,
+            self._stream_id,
+            sequences.KIND_OF_TOPIC[self._topic],
+        )
+        return [
+            LogRow(
+                record_at, topic, partition, offset, stream_id, user,
+                SequenceEvent(
+                    at, event_id, topic, partition, offset, stream_id, kind, type_, item, amount, currency, other,
+                    event_key(topic, user, event_id),
+                ),
+            )
+            for record_at, at, offset, event_id, user, type_, item, amount, currency, other in zip(*columns, strict=True)
+        ]  # fmt: skip
+
+
+def runs_of(rows: Iterable[LogRow]) -> tuple[Run, ...]:
+    """Rows as the journal keeps them: neighbours of one stream become one run."""
+    runs: list[Run] = []
+    for row in rows:
+        if runs and runs[-1][0] == row.stream_id:
+            runs[-1] = (row.stream_id, runs[-1][1], row.offset + 1)
+        else:
+            runs.append((row.stream_id, row.offset, row.offset + 1))
+    return tuple(runs)
