@@ -8,13 +8,16 @@ import numpy as np
 
 from learners.batch import Bools, Context, Ints, Query
 
-BUCKETS = (8, 16, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""Lengths that histories are padded to: few shapes, so that a replay meets the same kernels."""
+STEP = 8
+"""Lengths that histories are padded to are multiples of this up to `FINE`, and of `FINE` above it: few
+shapes, so that a replay meets the same kernels."""
+FINE = 128
 
 
 def bucket(length: int) -> int:
-    """The smallest bucket that holds `length`; multiples of 1024 above the last."""
-    return next((size for size in BUCKETS if size >= length), -(-length // 1024) * 1024)
+    """The smallest padded length that holds `length`; at least one step."""
+    step = STEP if length <= FINE else FINE
+    return max(-(-length // step), 1) * step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +29,20 @@ class Padded:
     real: Bools
     """[S, L] False for padding."""
     at: Ints
-    """[S, L] microseconds since the stack's first event; padding repeats the stack's last time."""
+    """[S, L] microseconds since the stack's first event; padding repeats the last time."""
 
 
-def pad(context: Context) -> Padded:
-    """Pads all stacks to one bucket, times re-based in integers."""
-    lengths = np.diff(context.offsets)
-    places = np.arange(bucket(int(lengths.max(initial=1))), dtype=np.int64)
+def pad(context: Context, query: Query) -> Padded:
+    """Pads all stacks to one bucket, times re-based in integers; what no row may see is left out."""
+    lengths = np.zeros(len(context), dtype=np.int64)
+    np.maximum.at(lengths, query.stack, query.visible)
+    places = np.arange(bucket(int(lengths.max(initial=0))), dtype=np.int64)
     real = places[None, :] < lengths[:, None]
     index = np.where(real, context.offsets[:-1, None] + places[None, :], 0)
     if len(context.at) == 0:
         return Padded(index=index, real=real, at=np.zeros_like(index))
-    ends = np.maximum(context.offsets[1:] - 1, 0)
-    at = np.where(real, context.at[index], context.at[ends][:, None])
+    ends = context.offsets[:-1] + np.maximum(lengths - 1, 0)
+    at = np.where(real, context.at[index], context.at[np.minimum(ends, len(context.at) - 1)][:, None])
     return Padded(index=index, real=real, at=at - at[:, :1])
 
 

@@ -25,7 +25,7 @@ X = D + T + R is the width of a token: embedding, waves of its time, bank of its
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -157,17 +157,22 @@ class Histories:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompts:
-    """The pool of one layer, seen through the layer's maps."""
+class Memory:
+    """What N rows of one layer look at: the P = M * Lp prompts of the pool (0 without one), then L events.
+
+    A prompt's key is a learnt part plus a temporal part which is the same for all prompts of a position:
+    q.(k + t) = [q, q.t].[k, 1]. With one more column (Y = D + 1; D without a pool) positions with different
+    prompts share one product, and no prompt is ever gathered.
+    """
 
     key: Tensor
     value: Tensor
-    """[H, M * Lp, D]: what the learnt part of each prompt gives."""
-    time_key: Tensor
-    time_value: Tensor
-    """[H, N, G or 1, D]: what its temporal part adds, the same for all prompts of a position."""
-    chosen: Tensor
-    """[N, G or 1, M * Lp] bool: the prompts retrieved at that position."""
+    """[H, N, P + L, Y]"""
+    mask: Tensor
+    """[N, G or 1, P + L] bool: True where a row may look."""
+    time_key: Tensor | None
+    time_value: Tensor | None
+    """[H, N, G or 1, D]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +184,8 @@ class Encoding:
     """[B, D] where state rows start."""
     waves: Tensor
     """[B, T] of the last event's time."""
-    key: tuple[Tensor, ...]
-    value: tuple[Tensor, ...]
-    """Per layer [H, B, L, D]."""
-    prompts: tuple[Prompts | None, ...]
-    """Per layer, for the rows."""
+    memory: tuple[Memory, ...]
+    """Per layer."""
     query: Tensor
     """[B, D + R] what prompts are retrieved by; carries no gradient."""
     chosen: Tensor | None
@@ -198,6 +200,8 @@ class Memo:
     leaves: Weights
     """The weights it came from, as leaves of the graph that `learn` goes back through."""
     step: int
+    scored: list[tuple[Target, dict[str, Tensor]]] = field(default_factory=list)
+    """The last target scored and its likelihoods with their graph, kept by `score` for `learn`."""
 
 
 Weights = dict[str, Tensor]
@@ -249,33 +253,26 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return flat.view(*x.shape[:3], weight.shape[-1])
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, own: tuple[Tensor, Tensor] | None, prompts: Prompts | None
-) -> Tensor:
-    """Attention over [prompts | events | the row itself], reference 1 (prefix form) and 2.
+def attend(q: Tensor, memory: Memory, own: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Attention over [prompts | events | the row itself]; references 1 (prefix form) and 2.
 
-    :param q: [H, N, G, D]; k, v: [H, N, L, D]; mask: [N, G or 1, L], True where a row may look.
+    :param q: [H, N, G, D].
     :param own: the row's own key and value [H, N, G, D], where it is not among the events.
     :returns: [H, N, G, D].
     """
-    q = q * q.shape[-1] ** -0.5
-    blocked = ~mask
-    scores = [(q @ k.transpose(-1, -2)).masked_fill(blocked, -torch.inf)]  # [H, N, G, L]
+    d = q.shape[-1]
+    q = q * d**-0.5
+    asked = q
+    if memory.time_key is not None:
+        asked = torch.cat([q, (q * memory.time_key).sum(-1, keepdim=True)], dim=-1)  # [H, N, G, Y]
+    scores = (asked @ memory.key.transpose(-1, -2)).masked_fill(~memory.mask, -torch.inf)
     if own is not None:
-        scores.append((q * own[0]).sum(-1, keepdim=True))  # [H, N, G, 1]
-    if prompts is not None:
-        flat = torch.bmm(q.flatten(1, 2), prompts.key.transpose(1, 2))  # [H, N * G, M * Lp]
-        onto = flat.view(*q.shape[:3], prompts.key.shape[1]) + (q * prompts.time_key).sum(-1, keepdim=True)
-        scores.insert(0, onto.masked_fill(~prompts.chosen, -torch.inf))
-    widths = [score.shape[-1] for score in scores]
-    parts: tuple[Tensor, ...] = torch.split(torch.cat(scores, dim=-1).softmax(dim=-1), widths, dim=-1)
-    seen: Tensor = parts[0 if prompts is None else 1] @ v
-    if own is not None:
-        seen = seen + parts[-1] * own[1]
-    if prompts is not None:
-        drawn = torch.bmm(parts[0].flatten(1, 2), prompts.value).view(q.shape)
-        seen = seen + drawn + parts[0].sum(-1, keepdim=True) * prompts.time_value
-    return seen
+        scores = torch.cat([scores, (q * own[0]).sum(-1, keepdim=True)], dim=-1)  # [H, N, G, P + L + 1]
+    share = scores.softmax(dim=-1)
+    seen: Tensor = (share if own is None else share[..., :-1]) @ memory.value  # [H, N, G, Y]
+    if memory.time_value is not None:
+        seen = seen[..., :d] + seen[..., d:] * memory.time_value
+    return seen if own is None else seen + share[..., -1:] * own[1]
 
 
 def retrieve(query: Tensor, keys: Tensor, top: int) -> Tensor:
@@ -305,25 +302,34 @@ def decays(length: int, decay: float) -> Tensor:
     return torch.from_numpy((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
 
 
-def see_prompts(w: Weights, c: PromptTPPConfig, layer: int, ahead: Tensor, chosen: Tensor | None) -> Prompts | None:
-    """Full prompts [learnt; waves of the due time; 0] through the layer's key and value maps, without
-    ever gathering them: the maps are linear, so the temporal part is one summand per position.
+def remember(
+    w: Weights,
+    c: PromptTPPConfig,
+    layer: int,
+    events: tuple[Tensor, Tensor],
+    mask: Tensor,
+    ahead: Tensor,
+    chosen: Tensor | None,
+) -> Memory:
+    """Events' keys and values, behind the prompts [learnt; waves of the due time; 0] seen through the maps.
 
-    :param ahead: [N, G or 1, T]; chosen: [N, G or 1, M].
+    :param events: [H, N, L, D] twice; mask: [N, G or 1, L].
+    :param ahead: [N, G or 1, T]; chosen: [N, G or 1, M], or None without a pool.
     """
     if chosen is None:
-        return None
-    d, maps = c.hidden, w["qkv"][layer]  # [H, X, 3D]
-    learnt = w["pool.prompt"][layer].flatten(1, 2)  # [2, M * Lp, D]
-    bias = w["qkv_bias"][layer]
-    time = torch.einsum("ngt,htd->hngd", ahead, maps[:, d : d + c.time_dim, d:])  # [H, N, G, 2D]
-    return Prompts(
-        key=learnt[0] @ maps[:, :d, d : 2 * d] + bias[..., d : 2 * d],
-        value=learnt[1] @ maps[:, :d, 2 * d :] + bias[..., 2 * d :],
-        time_key=time[..., :d],
-        time_value=time[..., d:],
-        chosen=chosen.repeat_interleave(c.prompt_length, dim=-1),
-    )
+        return Memory(key=events[0], value=events[1], mask=mask, time_key=None, time_value=None)
+    d, maps, bias = c.hidden, w["qkv"][layer, ..., c.hidden :], w["qkv_bias"][layer, ..., c.hidden :]
+    time = torch.einsum("ngt,htd->hngd", ahead, maps[:, d : d + c.time_dim])  # [H, N, G or 1, 2D]
+    both = []
+    for side, of_events in enumerate(events):
+        part = slice(side * d, (side + 1) * d)
+        learnt = w["pool.prompt"][layer, side].flatten(0, 1) @ maps[:, :d, part] + bias[..., part]
+        learnt = F.pad(learnt, (0, 1), value=1.0).unsqueeze(1)  # [H, 1, P, Y]
+        learnt = learnt.expand(-1, of_events.shape[1], -1, -1)
+        both.append(torch.cat([learnt, F.pad(of_events, (0, 1))], dim=2))
+    shown = chosen.repeat_interleave(c.prompt_length, dim=-1)  # [N, G or 1, P]
+    mask = torch.cat([shown, mask.expand(*shown.shape[:2], -1)], dim=-1)
+    return Memory(key=both[0], value=both[1], mask=mask, time_key=time[..., :d], time_value=time[..., d:])
 
 
 def encode(w: Weights, c: PromptTPPConfig, h: Histories, types: Tensor) -> Encoding:
@@ -337,10 +343,10 @@ def encode(w: Weights, c: PromptTPPConfig, h: Histories, types: Tensor) -> Encod
     if c.pool:
         chosen = retrieve(query, w["pool.key"], c.retrieved)  # [S, L, layers, M]
         row_chosen = retrieve(row_query, w["pool.key"], c.retrieved)  # [B, layers, M]
-    causal = torch.ones(length, length, dtype=torch.bool).tril().unsqueeze(0)
+    causal = torch.ones(1, length, length, dtype=torch.bool).tril()
     context = torch.cat([h.waves, h.bank], dim=-1).expand(c.heads, -1, -1, -1)
     state = token.expand(c.heads, -1, -1, -1)  # [H, S, L, D]
-    keys, values, prompts = [], [], []
+    memory = []
     for layer in range(c.layers):
         last = layer + 1 == c.layers  # nobody looks at the events behind it
         maps, bias = w["qkv"][layer], w["qkv_bias"][layer]
@@ -348,22 +354,20 @@ def encode(w: Weights, c: PromptTPPConfig, h: Histories, types: Tensor) -> Encod
             maps, bias = maps[..., c.hidden :], bias[..., c.hidden :]
         mapped = affine(torch.cat([state, context], dim=-1), maps, bias)
         *asking, k, v = torch.split(mapped, c.hidden, dim=-1)
-        keys.append(k.index_select(1, h.stack))
-        values.append(v.index_select(1, h.stack))
+        rows = k.index_select(1, h.stack), v.index_select(1, h.stack)
         of_rows = None if row_chosen is None else row_chosen[:, None, layer]
-        prompts.append(see_prompts(w, c, layer, row_ahead, of_rows))
+        memory.append(remember(w, c, layer, rows, h.visible, row_ahead, of_rows))
         if not last:
-            here = see_prompts(w, c, layer, h.ahead, None if chosen is None else chosen[:, :, layer])
-            state = state + torch.tanh(attend(asking[0], k, v, causal, None, here))
+            here = None if chosen is None else chosen[:, :, layer]
+            seen = attend(asking[0], remember(w, c, layer, (k, v), causal, h.ahead, here))
+            state = state + torch.tanh(seen)
     # Gathering a stack's row goes through index_select: its backward is the same on every run.
     flat = h.stack * length + h.place
     return Encoding(
         histories=h,
         start=token.flatten(0, 1).index_select(0, flat) * h.some,
         waves=h.waves[h.stack, h.place] * h.some,
-        key=tuple(keys),
-        value=tuple(values),
-        prompts=tuple(prompts),
+        memory=tuple(memory),
         query=row_query,
         chosen=row_chosen,
     )
@@ -378,7 +382,7 @@ def states(w: Weights, c: PromptTPPConfig, e: Encoding, since: Floats) -> Tensor
     for layer in range(c.layers):
         mapped = affine(torch.cat([state, context], dim=-1), w["qkv"][layer], w["qkv_bias"][layer])
         q, k, v = torch.split(mapped, c.hidden, dim=-1)
-        seen = attend(q, e.key[layer], e.value[layer], e.histories.visible, (k, v), e.prompts[layer])
+        seen = attend(q, e.memory[layer], (k, v))
         state = state + torch.tanh(seen)
     return state.permute(1, 2, 0, 3).flatten(2)  # [H, B, G, D] -> [B, G, H * D]
 
@@ -471,7 +475,7 @@ class PromptTPP:
         return Memo(encoding=encoding, leaves=leaves, step=self._counts["steps"])
 
     def _histories(self, context: Context, query: Query) -> Histories:
-        padded = pad(context)
+        padded = pad(context, query)
         at = padded.at / self._unit_us
         gaps = np.diff(at, axis=1, prepend=at[:, :1])
         mean_gap = at / np.maximum(np.arange(at.shape[1]), 1)  # of the gaps up to each event
@@ -605,11 +609,14 @@ class PromptTPP:
             "survival": torch.where(silent, zero, zero),
         }
 
-    @torch.no_grad()
     def score(self, prediction: Prediction, target: Target) -> Losses:
         """ "time", "type" and "survival" as in `_nll`; "error", 0 or 1, of the marginal prediction's best type
         (a type never learnt counts as UNKNOWN)."""
-        values = self._nll(self._weights, self._memo(prediction).encoding, target)
+        memo = self._memo(prediction)
+        with torch.set_grad_enabled(memo.encoding.start.requires_grad):
+            graph = self._nll(memo.leaves, memo.encoding, target)
+        memo.scored[:] = [(target, graph)]
+        values = {name: value.detach() for name, value in graph.items()}
         timed, typed, silent = (torch.from_numpy(mask) for mask in rows_with(target))
         number = torch.from_numpy(self._vocabulary.numbers(target.type))
         column = torch.where(number == UNKNOWN, len(self._vocabulary), number) - 1
@@ -635,7 +642,8 @@ class PromptTPP:
             if self._unknown_turn:
                 memo = self._forward(memo.encoding.histories, learning=True)
         w, encoding = memo.leaves, memo.encoding
-        nll = self._nll(w, encoding, target)
+        shared = [nll for scored, nll in memo.scored if scored is target]
+        nll = shared[0] if shared else self._nll(w, encoding, target)
         weight = torch.from_numpy(target.weight)
         loss = (weight * sum(nll.values(), torch.zeros_like(weight))).sum() / max(len(batch), 1)
         losses = {name: float(value.detach().mean()) for name, value in nll.items()}
