@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from runtime import kafka
 from runtime.kafka import KafkaConfig
@@ -42,25 +42,32 @@ def produce(records: Iterable[Outgoing], config: KafkaConfig, *, extra: dict[str
     The partition follows from the key (librdkafka's default partitioner).
 
     :returns: records per logical topic.
-    :raises NotDelivered: how many were refused, and why the first was.
+    :raises TopicMissing: a topic does not exist. :raises NotDelivered: records were refused.
     """
     refused: list[str] = []
 
-    def on_delivery(error: KafkaError | None, message: Any) -> None:
+    def on_delivery(error: KafkaError | None, message: Message | None) -> None:
         if error is not None:
-            refused.append(f"{message.topic()}: {error.str()}")
+            refused.append(error.str() if message is None else f"{message.topic()}: {error.str()}")
 
     producer = kafka.producer(config, extra={**_QUEUE, **(extra or {})})
     sent: Counter[str] = Counter()
     names: dict[str, str] = {}
     for topic, key, value, at_ms in records:
-        name = names.get(topic) or names.setdefault(topic, config.physical(topic))
+        name = names.get(topic)
+        if name is None:
+            kafka.describe(config, [topic])  # Tansu would create it, with whatever partitions
+            name = names[topic] = config.physical(topic)
         while True:
             try:
-                producer.produce(name, value, key, -1, on_delivery, on_delivery, at_ms)
+                # As `callback`: a None there would hide the `on_delivery` that follows it.
+                producer.produce(name, value, key, -1, on_delivery, None, at_ms)
                 break
             except BufferError:  # its queue is full: the brokers are slower than we
                 producer.poll(0.05)
+            except KafkaException as error:  # too large
+                on_delivery(error.args[0], None)
+                break
         sent[topic] += 1
         if refused:
             break

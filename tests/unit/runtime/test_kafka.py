@@ -39,8 +39,7 @@ def test_a_recreated_topic_has_another_id(topics: KafkaConfig) -> None:
     admin = kafka.admin(topics)
     admin.delete_topics([topics.physical("labels")])[topics.physical("labels")].result()
     with pytest.raises(TopicMissing):
-        while True:  # until the brokers have heard of it
-            kafka.describe(topics, ["labels"])
+        _describe_for_ever(topics, "labels")  # until the brokers have heard of it
     kafka.create_topics(topics, [_topic("labels")])
     assert kafka.describe(topics, ["labels"])["labels"].topic_id != before.topic_id
 
@@ -112,3 +111,8 @@ def test_secrets_among_the_options_are_not_shown() -> None:
 
 def _topic(name: str) -> Topic:
     return Topic(name=name, partitions=1, config=topic_list.ALL[0].config)
+
+
+def _describe_for_ever(config: KafkaConfig, topic: str) -> None:
+    while True:
+        kafka.describe(config, [topic])

@@ -1,0 +1,40 @@
+"""Fail points kill, and only where they are told to."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime import failpoints
+from runtime.lifecycle import Usage
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def test_the_armed_passage_kills_the_process() -> None:
+    code = """
+from runtime import failpoints
+failpoints.arm("ingest.before_commit:3")
+for n in range(5):
+    failpoints.failpoint("ingest.after_commit")
+    print(n, flush=True)
+    failpoints.failpoint("ingest.before_commit")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=REPOSITORY)
+    assert ended.returncode == -signal.SIGKILL
+    assert ended.stdout.split() == ["0", "1", "2"]
+
+
+def test_unarmed_nothing_happens() -> None:
+    failpoints.arm("")
+    failpoints.failpoint("train.after_rename")
+
+
+@pytest.mark.parametrize("text", ["ingest.nowhere", "ingest.before_commit:0", "ingest.before_commit:x"])
+def test_a_fail_point_that_does_not_exist_is_refused(text: str) -> None:
+    with pytest.raises(Usage):
+        failpoints.arm(text)

@@ -1,0 +1,122 @@
+"""Where settings come from, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from runtime import settings
+from runtime.lifecycle import Exit, Usage
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    found = settings.load()
+    assert found.postgres_url is None
+    assert found.ingest.batch_records == 50_000
+    assert found.snapshots == Path("driftline-data/snapshots")
+
+
+def test_an_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRIFTLINE_POSTGRES", "postgresql://h/d")
+    with pytest.raises(Usage, match="unknown setting DRIFTLINE_POSTGRES ") as caught:
+        settings.load()
+    assert caught.value.code is Exit.USAGE
+    assert "DRIFTLINE_POSTGRES_URL" in str(caught.value)
+
+
+def test_an_unknown_variable_of_a_group_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRIFTLINE_INGEST__BATCH", "7")
+    with pytest.raises(Usage, match="DRIFTLINE_INGEST__BATCH: no such setting"):
+        settings.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DRIFTLINE_TRAIN__STEP_ROWS", "0"),
+        ("DRIFTLINE_INGEST__PORT", "70000"),
+        ("DRIFTLINE_LOG_FORMAT", "xml"),
+        ("DRIFTLINE_KAFKA_OPTIONS", "{'not': json"),
+        ("DRIFTLINE_TOPIC_PREFIX", "no spaces"),
+        ("DRIFTLINE_INGEST", "5"),
+    ],
+)
+def test_an_unfit_value_is_refused_and_not_repeated(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Usage) as caught:
+        settings.load()
+    assert name.split("__")[-1].removeprefix("DRIFTLINE_").lower() in str(caught.value).lower()
+    if len(value) > 2:
+        assert value not in str(caught.value)
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "driftline.toml").write_text('kafka_bootstrap = "file:1"\n[ingest]\nbatch_records = 5\nlinger_s = 2\n')
+    monkeypatch.setenv("DRIFTLINE_INGEST__BATCH_RECORDS", "6")
+    found = settings.load()
+    assert found.kafka_bootstrap == "file:1"
+    assert (found.ingest.batch_records, found.ingest.linger_s) == (6, 2.0)
+
+
+def test_a_file_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.toml").write_text('topic_prefix = "b."\n')
+    monkeypatch.setenv("DRIFTLINE_CONFIG", "other.toml")
+    assert settings.load().topic_prefix == "b."
+
+
+def test_a_named_file_that_is_absent_is_refused() -> None:
+    with pytest.raises(Usage, match="unreadable"):
+        settings.load(Path("absent.toml"))
+
+
+def test_an_unknown_setting_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "driftline.toml").write_text("[score]\nprot = 1\n")
+    with pytest.raises(Usage, match="SCORE__PROT: no such setting"):
+        settings.load()
+
+
+def test_a_port_may_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRIFTLINE_TRAIN__PORT", "none")
+    assert settings.load().train.port is None
+
+
+def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRIFTLINE_POSTGRES_URL", "postgresql://me:hunter2@db:5432/d?sslpassword=hunter2")
+    monkeypatch.setenv(
+        "DRIFTLINE_KAFKA_OPTIONS", '{"sasl.password": "hunter2", "ssl.key.pem": "hunter2", "sasl.username": "me"}'
+    )
+    found = settings.load()
+    shown = found.redacted()
+    assert "hunter2" not in f"{found!r} {found} {shown}"
+    assert shown["postgres_url"].startswith("postgresql://me:")
+    assert shown["postgres_url"].split("@")[1].startswith("db:5432/d")
+    assert shown["kafka_options"]["sasl.username"] == "me"
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:p@ss@h/d", "host=h password=p@ss", "postgresql:///d?host=h&password=p@ss"]
+)
+def test_a_password_is_hidden_wherever_a_url_has_it(url: str) -> None:
+    assert "p@ss" not in settings.hide_password(url)
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    found = settings.load()
+    with pytest.raises(ValidationError):
+        found.ingest.batch_records = 7
+
+
+@pytest.mark.parametrize(
+    "group", [settings.Settings, settings.IngestSettings, settings.TrainSettings, settings.ScoreSettings]
+)
+def test_every_setting_is_described(group: type[BaseModel]) -> None:
+    for name, entry in group.model_fields.items():
+        is_group = isinstance(entry.default, BaseModel)
+        assert entry.description or is_group, name
