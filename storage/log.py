@@ -210,6 +210,11 @@ def time_of(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 
 
+def microseconds_of(time: datetime) -> int:
+    """The inverse of `time_of`."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
 def _bounds(rows: pa.Table) -> tuple[datetime | None, datetime | None]:
     if "at" not in rows.column_names:
         return None, None

@@ -15,8 +15,8 @@ from storage.offsets import Cursor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """A registered snapshot."""
+class NewSnapshot:
+    """A snapshot about to be written."""
 
     id: str
     learner: str
@@ -24,13 +24,20 @@ class Snapshot:
     step: int
     """The next step to run from it: it holds the steps below."""
     parent: str | None
+    cursor: Cursor
+    """The next offsets to learn."""
+    front: datetime | None
+    """Record time the merge has reached."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(NewSnapshot):
+    """A registered snapshot."""
+
     status: str
     pinned: bool
     irreproducible: bool
     """An erasure touched what it was learnt from: it cannot be rebuilt."""
-    cursor: Cursor
-    """The next offsets to learn."""
-    front: datetime | None
     sha256: str | None
     """None while it is being written."""
     manifest: dict[str, Any] | None
@@ -71,7 +78,7 @@ _ALL = text(f"""
 """)
 
 
-def begin(connection: Connection, seat: Seat, snapshot: Snapshot) -> None:
+def begin(connection: Connection, seat: Seat, snapshot: NewSnapshot) -> None:
     """Registers a snapshot that is about to be written.
 
     :raises Fenced: another process trains this learner now.

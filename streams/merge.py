@@ -43,15 +43,13 @@ class LogRow(NamedTuple):
 class Merge:
     """Where a learner stands in the log, and what comes next."""
 
-    def __init__(self, cursor: Cursor, *, front: int | None = None, idle: Iterable[int] = ()) -> None:
+    def __init__(self, cursor: Cursor) -> None:
         """
         :param cursor: stream id -> the next offset to take; streams not named start where their log starts.
-        :param front: largest record time taken so far, microseconds.
-        :param idle: streams passed by.
         """
         self.cursor: Cursor = dict(cursor)
-        self.front = front
-        self.idle = set(idle)
+        self.idle: set[int] = set()
+        """Streams passed by."""
         self._readers: dict[int, _Reader] = {}
 
     def refresh(self, connection: Connection) -> bool:
@@ -135,7 +133,6 @@ class Merge:
     def _take(self, row: LogRow) -> None:
         self._readers[row.stream_id].drop_head()
         self.cursor[row.stream_id] = row.offset + 1
-        self.front = row.record_at if self.front is None else max(self.front, row.record_at)
 
 
 class _Reader:
@@ -219,7 +216,8 @@ class _Reader:
                     event_key(topic, user, event_id),
                 ),
             )
-            for record_at, at, offset, event_id, user, type_, item, amount, currency, other in zip(*columns, strict=True)
+            for record_at, at, offset, event_id, user, type_, item, amount, currency, other
+            in zip(*columns, strict=True)
         ]  # fmt: skip
 
 

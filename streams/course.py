@@ -1,0 +1,116 @@
+"""A learner on its way through the log: the part that must give the same bytes whenever it is repeated.
+
+`train` walks a course live and writes the journal; a restart and `replay-journal` walk the same course by
+the journal. Nothing here reads the clock, the broker or the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from learners.build import build_cohort
+from learners.cohort import Cohort, CohortReport
+from storage.journal import Step
+from storage.offsets import Cursor
+from streams.histories import Histories
+from streams.merge import LogRow, Merge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a learner is, before it has seen anything: with the log and the journal it decides every byte."""
+
+    learner: str
+    seed: int
+    options: dict[str, Any]
+    """Of `learners.build.build_cohort`."""
+    resolution_us: int
+    """Tick of the producers' clocks, microseconds."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As the learner's row and the manifests keep it."""
+        return {"seed": self.seed, "options": self.options, "resolution_us": self.resolution_us}
+
+    @classmethod
+    def from_json(cls, learner: str, config: dict[str, Any]) -> Plan:
+        return cls(
+            learner=learner, seed=config["seed"], options=config["options"], resolution_us=config["resolution_us"]
+        )
+
+    def fresh(self) -> Cohort:
+        """The learner and its references as they are born."""
+        return build_cohort(self.learner, self.seed, **self.options)
+
+
+class Course:
+    """A cohort, where it stands in the log, and the histories around it."""
+
+    def __init__(self, plan: Plan, cohort: Cohort, cursor: Cursor, *, front: int | None) -> None:
+        """
+        :param cursor: the next offsets to learn; streams not named: from the start of their log.
+        :param front: largest record time learnt so far, microseconds.
+        """
+        self.cohort = cohort
+        self.cursor: Cursor = dict(cursor)
+        self.front = front
+        self.merge = Merge(cursor)
+        self._histories = Histories(last_n=cohort.needs.last_n, resolution_us=plan.resolution_us)
+
+    def learn(self, connection: Connection, rows: Sequence[LogRow]) -> CohortReport | None:
+        """Predicts, scores and learns the rows of one step, as the merge gave them."""
+        if not rows:
+            return None
+        report = self.cohort.step(self._histories.batch(connection, rows, self.cursor))
+        self.cursor |= {row.stream_id: row.offset + 1 for row in rows}
+        self.front = self.front_after(rows)
+        return report
+
+    def repeat(self, connection: Connection, step: Step) -> tuple[list[LogRow], CohortReport | None]:
+        """Runs a journalled step: the same rows in the same order."""
+        rows = [row for run in step.rows for row in self.merge.pop_run(connection, run)]
+        self.merge.idle = set(step.idle)
+        return rows, self.learn(connection, rows)
+
+    def front_after(self, rows: Iterable[LogRow]) -> int | None:
+        """The front once these rows are learnt."""
+        times = [row.record_at for row in rows]
+        return max(times if self.front is None else [self.front, *times], default=None)
+
+    def late(self, rows: Iterable[LogRow]) -> int:
+        """How many rows of the next step lie behind the front."""
+        front, late = self.front, 0
+        for row in rows:
+            late += front is not None and row.record_at < front
+            front = row.record_at if front is None else max(front, row.record_at)
+        return late
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Everything the cohort is, for a snapshot."""
+        return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in self.cohort.state().items()}
+
+
+def load_tensors(cohort: Cohort, tensors: dict[str, NDArray[Any]]) -> None:
+    """The inverse of `Course.tensors`.
+
+    :raises ForeignState: they belong to another learner, version or configuration.
+    """
+    cohort.load({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+
+
+def make_deterministic(threads: int) -> None:
+    """Sets torch so that the same steps give the same bytes on one device class."""
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(threads)
+
+
+def device_class() -> str:
+    """What two machines must share to get the same bytes: torch build, instruction set, threads."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"cpu/{capability}/torch-{torch.__version__}/threads-{torch.get_num_threads()}"

@@ -1,0 +1,98 @@
+"""What `train` tells the world after each step, on `learning.progress` (protocol, rule 16)."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, Message
+
+from contracts import topics
+from contracts.codec import encode
+from contracts.records import LossSum, Progress
+from learners.cohort import CohortReport, Tally
+from runtime import kafka, metrics
+from runtime.kafka import KafkaConfig
+from runtime.lifecycle import Stop, Transient
+from storage import log
+from storage.journal import Seat, Step
+from storage.registry import snapshot_id
+from streams.merge import LogRow
+
+
+class Undelivered(Transient):
+    """A progress record was given up by the producer: go back to the snapshot and repeat the steps since."""
+
+
+class ProgressLedger:
+    """Sends one record a step and adds the losses up until the next snapshot."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._topic = config.physical(topics.PROGRESS)
+        self._producer = kafka.producer(config)
+        self._given_up: KafkaError | None = None
+        self._sums: dict[tuple[str, str], Tally] = {}
+
+    def tell(self, seat: Seat, step: Step, rows: list[LogRow], report: CohortReport) -> None:
+        """Queues the record of a step; a repeated step repeats its id."""
+        for arm, losses in report.losses.items():
+            for loss, tally in losses.items():
+                self._sums[arm, loss] = self._sums.get((arm, loss), Tally()) + tally
+                if tally.count:
+                    metrics.train_loss.set(tally.mean, seat.learner, arm, loss)
+        record = Progress(
+            learner=seat.learner,
+            branch=seat.branch,
+            step=step.number,
+            rows=len(rows),
+            late=step.late,
+            first_event_at=log.time_of(min(row.event.at for row in rows)),
+            last_event_at=log.time_of(max(row.event.at for row in rows)),
+            front=step.front or log.time_of(0),
+            losses={
+                arm: {loss: LossSum(sum=tally.sum, rows=tally.count) for loss, tally in losses.items()}
+                for arm, losses in report.losses.items()
+            },
+            actions=list(report.actions),
+            snapshot=snapshot_id(seat.learner, seat.branch, step.number + 1) if step.snapshot else None,
+        )
+        while True:
+            try:
+                self._producer.produce(self._topic, key=seat.learner, value=encode(record), on_delivery=self._delivered)
+                break
+            except BufferError:
+                self.poll(1.0)
+        self.poll()
+
+    def poll(self, seconds: float = 0.0) -> None:
+        """Lets the producer report.
+
+        :raises Undelivered: it gave a record up.
+        """
+        self._producer.poll(seconds)
+        if self._given_up is not None:
+            raise Undelivered(f"learning.progress: {self._given_up.str()}", where="Kafka")
+
+    def flush(self, stop: Stop) -> None:
+        """Returns once everything is acknowledged.
+
+        :raises Undelivered: the producer gave a record up, or the process is asked to stop meanwhile.
+        """
+        while self._producer.flush(1.0):
+            self.poll()
+            if stop.is_set():
+                raise Undelivered("asked to stop while progress was not acknowledged", where="Kafka")
+        self.poll()
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """arm -> loss -> mean over the rows since `start_over`."""
+        found: dict[str, dict[str, float]] = {}
+        for (arm, loss), tally in self._sums.items():
+            if tally.count:
+                found.setdefault(arm, {})[loss] = tally.mean
+        return found
+
+    def start_over(self) -> None:
+        """Forgets the sums."""
+        self._sums.clear()
+
+    def _delivered(self, error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            self._given_up = error

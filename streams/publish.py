@@ -1,0 +1,105 @@
+"""A course's state as a live snapshot: registered, written, synced, made live (protocol, rule 15)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from runtime.failpoints import failpoint
+from storage import log, registry, snapshots
+from storage.journal import Seat
+from storage.registry import Snapshot, snapshot_id
+from streams.course import Course, Plan, device_class, load_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A snapshot that is live."""
+
+    id: str
+    sha256: str
+    size: int
+    """Bytes of its tensors."""
+
+
+def publish(
+    connection: Connection,
+    seat: Seat,
+    course: Course,
+    plan: Plan,
+    *,
+    step: int,
+    parent: str | None,
+    folder: Path,
+    losses: dict[str, dict[str, float]],
+    delivered: Callable[[], None],
+) -> Published:
+    """Makes the course's state live.
+
+    :param step: the next step to run from it.
+    :param losses: arm -> loss -> mean over the rows since the parent.
+    :param delivered: returns once all progress up to this step is acknowledged.
+    :raises Unwritable: the files could not be written; call again.
+    :raises Fenced: another process trains this learner now; nothing became live.
+    """
+    new_id = snapshot_id(seat.learner, seat.branch, step)
+    cursor = dict(sorted(course.cursor.items()))
+    front = None if course.front is None else log.time_of(course.front)
+    with connection.begin():
+        registry.begin(
+            connection,
+            seat,
+            registry.NewSnapshot(
+                id=new_id,
+                learner=seat.learner,
+                branch=seat.branch,
+                step=step,
+                parent=parent,
+                cursor=cursor,
+                front=front,
+            ),
+        )
+    tensors = course.tensors()
+    sha256 = snapshots.digest(tensors)
+    manifest: dict[str, Any] = {
+        "schema_version": snapshots.SCHEMA_VERSION,
+        "id": new_id,
+        "learner": seat.learner,
+        "learner_version": course.cohort.version,
+        "branch": seat.branch,
+        "step": step,
+        "parent": parent,
+        "cursor": {str(stream): offset for stream, offset in cursor.items()},
+        "front": None if front is None else front.isoformat(),
+        "config": plan.as_json(),
+        "code_version": version("driftline"),
+        "device_class": device_class(),
+        "metrics": losses,
+        "sha256": sha256,
+    }
+    snapshots.write(folder, new_id, tensors, manifest, renamed=lambda: failpoint("train.after_rename"))
+    delivered()
+    failpoint("train.before_live")
+    with connection.begin():
+        registry.make_live(connection, seat, new_id, sha256=sha256, manifest=manifest)
+    failpoint("train.after_live")
+    return Published(id=new_id, sha256=sha256, size=sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def restore(plan: Plan, snapshot: Snapshot, folder: Path) -> Course:
+    """A live snapshot as a course, ready to go on.
+
+    :raises BadSnapshot: its file is missing, cut, changed or foreign.
+    :raises ForeignState: its tensors are not this learner's.
+    """
+    assert snapshot.sha256 is not None, "live snapshots have a digest"
+    tensors, _ = snapshots.read(folder, snapshot.id, sha256=snapshot.sha256)
+    cohort = plan.fresh()
+    load_tensors(cohort, tensors)
+    front = None if snapshot.front is None else log.microseconds_of(snapshot.front)
+    return Course(plan, cohort, snapshot.cursor, front=front)

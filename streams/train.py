@@ -1,0 +1,384 @@
+"""`driftline train`: event log -> one learner and its references, journal ahead, snapshots behind.
+
+The order is: plan a step, commit it to the journal, run it, tell `learning.progress`. A restart loads the
+newest live snapshot and repeats the journalled steps verbatim, so it neither skips nor differs. After any
+error memory is dropped whole and the same way is taken. See `protocol.md` of the design, rules 13 to 16.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection
+
+from contracts import topics
+from learners.cohort import CohortReport
+from learners.protocol import ForeignState
+from runtime import kafka, metrics
+from runtime.failpoints import failpoint
+from runtime.kafka import KafkaConfig
+from runtime.lifecycle import Refused, Stop, Transient, attempts
+from runtime.settings import TrainSettings
+from runtime.telemetry import Health
+from storage import journal, log, offsets, registry, snapshots
+from storage.engine import Unavailable, mapped_errors, open_engine
+from storage.journal import Seat, Step
+from storage.offsets import Cursor, Fenced
+from storage.snapshots import BadSnapshot
+from streams.course import Course, Plan, make_deterministic
+from streams.merge import LogRow, runs_of
+from streams.progress import ProgressLedger
+from streams.publish import Published, publish, restore
+
+POLL_S = 0.05
+FIRST_SNAPSHOT_S = 5.0
+"""A learner without a snapshot takes its first one sooner, so that scoring can begin."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Totals:
+    """What a run did."""
+
+    steps: int = 0
+    rows: int = 0
+    late: int = 0
+    repeated_steps: int = 0
+    snapshots: int = 0
+    snapshot_id: str | None = None
+    """The newest one."""
+    sha256: str | None = None
+    learn_s: float = 0.0
+    """Seconds spent building batches and learning."""
+
+
+class Train:
+    """The process: one learner. `run` returns when stopped, or with `once` when the topics' ends are learnt."""
+
+    def __init__(
+        self,
+        *,
+        postgres_url: str,
+        kafka_config: KafkaConfig,
+        snapshots: Path,
+        settings: TrainSettings,
+        health: Health,
+        stop: Stop,
+    ) -> None:
+        self._engine = open_engine(postgres_url, application_name=f"driftline-train-{settings.learner}")
+        self._kafka = kafka_config
+        self._folder = snapshots
+        self._settings = settings
+        self._health = health
+        self._stop = stop
+        self.totals = Totals()
+
+    def run(self, *, once: bool = False) -> Totals:
+        """
+        :param once: learn up to the ends the topics have now, in full steps, take a snapshot, stop. Waits
+            for `ingest` to bring what is missing.
+        :raises Refused: a person must decide; exit code 3.
+        """
+        make_deterministic(self._settings.threads)
+        for attempt in attempts(self._stop):
+            try:
+                with mapped_errors(), self._engine.connect() as connection:
+                    Lesson(
+                        connection,
+                        kafka_config=self._kafka,
+                        folder=self._folder,
+                        settings=self._settings,
+                        health=self._health,
+                        stop=self._stop,
+                        totals=self.totals,
+                    ).work(once=once)
+                return self.totals
+            except (Unavailable, Transient) as error:
+                self._health.set_ready("train", False, f"waiting to try again (attempt {attempt}): {error}")
+                _log.warning("train.again", attempt=attempt, error=str(error))
+            except Fenced as error:
+                raise Refused(str(error), where=self._settings.learner, todo="run one `train` a learner") from error
+        return self.totals
+
+
+class Lesson:
+    """One stay in the learner's seat: over one connection, from the newest snapshot on."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        kafka_config: KafkaConfig,
+        folder: Path,
+        settings: TrainSettings,
+        health: Health,
+        stop: Stop,
+        totals: Totals,
+    ) -> None:
+        self._connection = connection
+        self._folder = folder
+        self._settings = settings
+        self._health = health
+        self._stop = stop
+        self._totals = totals
+        self._ledger = ProgressLedger(kafka_config)
+        self._kafka = kafka_config
+        self._plan = Plan(
+            learner=settings.learner,
+            seed=settings.seed,
+            options={"warmup_events": settings.warmup_events},
+            resolution_us=round(settings.clock_resolution_s * 1_000_000),
+        )
+        self._seat = self._take_seat()
+        self._parent: str | None = None
+        self._next = 0
+        """The next step to run."""
+        self._course = self._restore()
+        self._actions: tuple[str, ...] = ()
+        """What the learner reported of the step before."""
+        self._snapshot_at = time.monotonic()
+        self._unsaved_steps = 0
+
+    # -- sitting down --
+
+    def _take_seat(self) -> Seat:
+        config, version = self._plan.as_json(), self._plan.fresh().version
+        with self._connection.begin():
+            seat, born = journal.take_seat(self._connection, learner=self._plan.learner, version=version, config=config)
+        if born != version:
+            raise Refused(
+                f"its journal and snapshots were made by version {born}; this is {version}",
+                where=f"learner {seat.learner}",
+                todo="run the version that made them, or train into a fresh database",
+            )
+        if seat.config != config:
+            raise Refused(
+                f"it was started with {seat.config}; the settings now say {config}",
+                where=f"learner {seat.learner}",
+                todo="restore the settings: weights make sense under the configuration they were learnt with",
+            )
+        return seat
+
+    def _restore(self) -> Course:
+        """The newest live snapshot that can be read, or a fresh learner."""
+        with self._connection.begin():
+            found = registry.newest_live(self._connection, self._seat.learner, branch=self._seat.branch, limit=100)
+        for snapshot in found:
+            try:
+                course = restore(self._plan, snapshot, self._folder)
+            except (BadSnapshot, ForeignState) as error:
+                _log.error("train.bad_snapshot", snapshot=snapshot.id, error=str(error))
+                continue
+            self._parent, self._next = snapshot.id, snapshot.step
+            return course
+        return Course(self._plan, self._plan.fresh(), {}, front=None)
+
+    # -- the work --
+
+    def work(self, *, once: bool) -> None:
+        """Repeats what is journalled, then goes on.
+
+        :raises Fenced, Unavailable, Transient, Refused: see `Train`.
+        """
+        self._repeat()
+        self._health.set_ready("train", True)
+        ends = Ends(self._kafka) if once else None
+        while not self._stop.is_set():
+            if rows := self._gather(ends):
+                self._run_new(rows)
+            elif ends is not None and self._course.merge.at_ends():
+                break
+        if self._unsaved_steps:
+            self._run_new([], snapshot=True)
+
+    def _repeat(self) -> None:
+        """Runs the steps that were journalled after the snapshot, as they are written."""
+        seat = self._seat
+        with self._connection.begin():
+            todo = list(journal.steps(self._connection, seat.learner, seat.branch, self._next, seat.next_step))
+        if todo:
+            _log.info("train.repeating", steps=len(todo), first=todo[0].number)
+        for number, step in enumerate(todo):
+            if number:
+                check_actions(step, self._actions)
+            if self._stop.is_set():
+                return
+            started = time.perf_counter()
+            with self._connection.begin():
+                rows, report = self._course.repeat(self._connection, step)
+            metrics.repeated_steps.inc(1, seat.learner)
+            self._totals.repeated_steps += 1
+            self._finish(step, rows, report, started)
+
+    def _gather(self, ends: Ends | None) -> list[LogRow]:
+        """The rows of the next step, in merge order; as many as there are when time is up."""
+        merge = self._course.merge
+        rows: list[LogRow] = []
+        began = blocked = time.monotonic()
+        while len(rows) < self._settings.step_rows:
+            if (row := merge.pop()) is not None:
+                blocked = time.monotonic()
+                began = began if rows else blocked
+                rows.append(row)
+                continue
+            if self._stop.is_set():
+                return []  # not journalled, so never taken
+            with self._connection.begin():
+                news = merge.refresh(self._connection)
+                if ends is not None:
+                    merge.set_ends(ends.by_stream(self._connection))
+            now = time.monotonic()
+            if news:
+                continue
+            if ends is not None:
+                if merge.at_ends():
+                    break
+            elif rows and now - began >= self._settings.step_linger_s:
+                break
+            elif merge.has_rows() and now - blocked >= self._settings.merge_wait_s:
+                merge.pass_by(merge.behind())
+                continue
+            metrics.train_lag.set(merge.rows_behind(), self._seat.learner)
+            self._ledger.poll()
+            self._stop.wait(POLL_S)
+        return rows
+
+    def _run_new(self, rows: list[LogRow], *, snapshot: bool = False) -> None:
+        """Journals a step, then runs it."""
+        course = self._course
+        front = course.front_after(rows)
+        step = Step(
+            number=self._next,
+            rows=runs_of(rows),
+            front=None if front is None else log.time_of(front),
+            idle=tuple(sorted(course.merge.idle)),
+            late=course.late(rows),
+            snapshot=snapshot or self._snapshot_due(),
+            actions=self._actions,
+        )
+        with self._connection.begin():
+            journal.append(self._connection, self._seat, step)
+        failpoint("train.after_journal")
+        started = time.perf_counter()
+        failpoint("train.before_step")
+        with self._connection.begin():
+            report = course.learn(self._connection, rows)
+        failpoint("train.after_step")
+        self._finish(step, rows, report, started)
+
+    def _snapshot_due(self) -> bool:
+        every = self._settings.snapshot_every_s
+        since = time.monotonic() - self._snapshot_at
+        return since >= (every if self._parent else min(every, FIRST_SNAPSHOT_S))
+
+    def _finish(self, step: Step, rows: list[LogRow], report: CohortReport | None, started: float) -> None:
+        """What follows a step, new or repeated."""
+        learner, seconds = self._seat.learner, time.perf_counter() - started
+        self._next = step.number + 1
+        self._unsaved_steps += 1
+        self._actions = report.actions if report is not None else ()
+        self._totals.steps += 1
+        self._totals.rows += len(rows)
+        self._totals.late += step.late
+        self._totals.learn_s += seconds
+        metrics.train_steps.inc(1, learner)
+        metrics.train_rows.inc(len(rows), learner)
+        metrics.late_rows.inc(step.late, learner)
+        metrics.step_seconds.observe(seconds, learner)
+        metrics.train_step.set(step.number, learner)
+        if self._course.front is not None:
+            metrics.train_front.set(self._course.front / 1e6, learner)
+        if report is not None:
+            self._ledger.tell(self._seat, step, rows, report)
+        if step.snapshot:
+            self._take_snapshot()
+
+    def _take_snapshot(self) -> None:
+        """Tries until it stands: without its file the learner must not go on as if it were saved."""
+        done = self._publish()
+        for attempt in attempts(self._stop):
+            if done is not None:
+                break
+            _log.info("train.snapshot_again", attempt=attempt)
+            done = self._publish()
+        if done is None:
+            return  # asked to stop; the journal repeats these steps
+        self._health.set_ready("train", True)
+        self._parent, self._unsaved_steps, self._snapshot_at = done.id, 0, time.monotonic()
+        self._ledger.start_over()
+        self._totals.snapshots += 1
+        self._totals.snapshot_id, self._totals.sha256 = done.id, done.sha256
+        metrics.snapshots.inc(1, self._seat.learner)
+        metrics.snapshot_bytes.set(done.size, self._seat.learner)
+        _log.info("train.snapshot", snapshot=done.id, sha256=done.sha256)
+
+    def _publish(self) -> Published | None:
+        """None: the files could not be written (disk full?)."""
+        try:
+            with metrics.snapshot_seconds.time(self._seat.learner):
+                return publish(
+                    self._connection,
+                    self._seat,
+                    self._course,
+                    self._plan,
+                    step=self._next,
+                    parent=self._parent,
+                    folder=self._folder,
+                    losses=self._ledger.means(),
+                    delivered=lambda: self._ledger.flush(self._stop),
+                )
+        except snapshots.Unwritable as error:
+            self._health.set_ready("train", False, str(error))
+            _log.error("train.snapshot_unwritable", error=str(error))
+            return None
+
+
+class Ends:
+    """Where the topics ended when a bounded run began."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        topics_here = kafka.describe(config, list(topics.EVENTS))
+        client = kafka.consumer(config, group="driftline-ends")
+        try:
+            self._highs = {
+                (topic.topic_id, topic.topic, partition): kafka.low_high(
+                    client, config.physical(topic.topic), partition
+                )[1]
+                for topic in topics_here.values()
+                for partition in range(topic.partitions)
+            }
+        finally:
+            client.close()
+        self._taken_in: Cursor | None = None
+
+    def by_stream(self, connection: Connection) -> Cursor:
+        """Ends of the streams that `ingest` has met so far.
+
+        A broker may report an end too low (Tansu does): what was taken in at the start counts too.
+        """
+        rows = offsets.streams(connection)
+        if self._taken_in is None:
+            self._taken_in = {row.stream_id: row.next_offset for row in rows}
+        ends = {
+            row.stream_id: max(high, self._taken_in.get(row.stream_id, 0))
+            for row in rows
+            if (high := self._highs.get((row.stream.topic_id, row.stream.topic, row.stream.partition))) is not None
+        }
+        if len(ends) < len(self._highs):
+            return {}  # streams without a row yet: nothing is finished
+        return ends
+
+
+def check_actions(step: Step, actions: tuple[str, ...]) -> None:
+    """:raises Refused: repeating the step before `step`, the learner reacted otherwise than the first time."""
+    if step.actions != actions:
+        raise Refused(
+            f"repeating step {step.number - 1} the learner reported {list(actions)}; the journal says "
+            f"{list(step.actions)}",
+            where="train",
+            todo="the code, the machine or the log differ from when it was first run: restore them",
+        )
