@@ -43,7 +43,6 @@ class MarkovFloor:
         """[last, next] decayed counts; row UNKNOWN also serves empty histories."""
         self._gaps = np.zeros((TYPE_BLOCK, len(RATES)))
         """[last, J] decayed responsibilities."""
-        self._steps = 0
 
     @property
     def needs(self) -> Needs:
@@ -85,12 +84,11 @@ class MarkovFloor:
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
         prediction = prediction or self.predict(batch.context, batch.query)
         losses = {name: float(loss.value.mean()) for name, loss in self.score(prediction, batch.target).items()}
-        self._steps += 1
         strings = batch.context.type.tolist()
         if batch.target.kind is TargetKind.EVENT:
             self._count(batch, _memo(prediction)[2])
             strings += batch.target.type.tolist()
-        numbered = self._vocabulary.learn(strings, self._steps)
+        numbered = self._vocabulary.learn(strings)
         self._make_room(numbered)
         return Report(
             losses=losses,
@@ -142,7 +140,6 @@ class MarkovFloor:
             "vocabulary": self._vocabulary.state(),
             "types": torch.from_numpy(self._types.copy()),
             "gaps": torch.from_numpy(self._gaps.copy()),
-            "steps": torch.tensor(self._steps),
         }
 
     def serving_state(self) -> State:
@@ -150,13 +147,12 @@ class MarkovFloor:
         return self.state()
 
     def load(self, state: State) -> None:
-        check_names(state, {"vocabulary", "types", "gaps", "steps"})
+        check_names(state, {"vocabulary", "types", "gaps"})
         vocabulary = Vocabulary.from_state(state["vocabulary"])
         rows = rows_for(len(vocabulary), block=TYPE_BLOCK)
         check_like("types", state["types"], torch.zeros(rows, rows, dtype=torch.float64))
         check_like("gaps", state["gaps"], torch.zeros(rows, len(RATES), dtype=torch.float64))
-        check_like("steps", state["steps"], torch.tensor(0))
-        self._vocabulary, self._steps = vocabulary, int(state["steps"])
+        self._vocabulary = vocabulary
         self._types, self._gaps = state["types"].numpy().copy(), state["gaps"].numpy().copy()
 
 

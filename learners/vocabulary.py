@@ -46,8 +46,8 @@ class Vocabulary:
             raise ValueError(f"capacity must be at least 1, got {capacity}")
         self.capacity = capacity
         self._numbers: dict[str, int] = {}
+        """In the order of last use, the longest ago first."""
         self._names: list[str] = []
-        self._used: list[int] = []
 
     def __len__(self) -> int:
         """Numbers in use, UNKNOWN included."""
@@ -64,32 +64,31 @@ class Vocabulary:
         flat = [known.get(string, UNKNOWN) for string in strings.ravel().tolist()]
         return np.asarray(flat, dtype=np.int64).reshape(strings.shape)
 
-    def learn(self, strings: Iterable[str], step: int) -> tuple[Numbered, ...]:
-        """Stamps all strings with `step` and numbers the new ones in order of appearance."""
+    def learn(self, strings: Iterable[str]) -> tuple[Numbered, ...]:
+        """Marks all strings as used, known ones first, and numbers the new ones in order of appearance."""
         distinct = dict.fromkeys(strings)
+        new = [name for name in distinct if name not in self._numbers]
         for name in distinct:
             if name in self._numbers:
-                self._used[self._numbers[name] - 1] = step
-        return tuple(self._number(name, step) for name in distinct if name not in self._numbers)
+                self._numbers[name] = self._numbers.pop(name)
+        return tuple(self._number(name) for name in new)
 
-    def _number(self, name: str, step: int) -> Numbered:
+    def _number(self, name: str) -> Numbered:
         evicted = None
         if len(self._names) < self.capacity:
             self._names.append(name)
-            self._used.append(step)
             number = len(self._names)
         else:
-            # min() takes the first of equals: the lowest number, so ties are decided the same everywhere.
-            place = min(range(len(self._used)), key=self._used.__getitem__)
-            number, evicted = place + 1, self._names[place]
-            del self._numbers[evicted]
-            self._names[place], self._used[place] = name, step
+            evicted = next(iter(self._numbers))
+            number = self._numbers.pop(evicted)
+            self._names[number - 1] = name
         self._numbers[name] = number
         return Numbered(number=number, name=name, evicted=evicted)
 
     def state(self) -> Tensor:
-        """uint8 tensor: JSON of the names and the steps of last use."""
-        return json_tensor({"capacity": self.capacity, "names": self._names, "used": self._used})
+        """uint8 tensor: JSON of the names by number, and of the numbers in the order of last use."""
+        order = list(self._numbers.values())
+        return json_tensor({"capacity": self.capacity, "names": self._names, "order": order})
 
     @classmethod
     def from_state(cls, tensor: Tensor) -> Vocabulary:
@@ -97,11 +96,13 @@ class Vocabulary:
         found = from_json_tensor(tensor)
         try:
             vocabulary = cls(int(found["capacity"]))
-            names, used = [str(name) for name in found["names"]], [int(step) for step in found["used"]]
+            names, order = [str(name) for name in found["names"]], [int(number) for number in found["order"]]
         except (KeyError, TypeError, ValueError) as error:
             raise ForeignState(f"not a vocabulary: {error!r}") from error
-        if len(names) != len(used) or len(set(names)) != len(names) or len(names) > vocabulary.capacity:
-            raise ForeignState("vocabulary with doubled names, missing stamps or too many names")
-        vocabulary._names, vocabulary._used = names, used
-        vocabulary._numbers = {name: place + 1 for place, name in enumerate(names)}
+        if sorted(order) != list(range(1, len(names) + 1)) or len(set(names)) != len(names):
+            raise ForeignState("a vocabulary with doubled names or a broken order of use")
+        if len(names) > vocabulary.capacity:
+            raise ForeignState(f"{len(names)} names in a vocabulary of {vocabulary.capacity}")
+        vocabulary._names = names
+        vocabulary._numbers = {names[number - 1]: number for number in order}
         return vocabulary

@@ -701,7 +701,7 @@ class PromptTPP:
         strings = batch.context.type.tolist()
         if batch.target.kind is TargetKind.EVENT:
             strings += batch.target.type.tolist()
-        numbered = self._vocabulary.learn(strings, self._counts["steps"])
+        numbered = self._vocabulary.learn(strings)
         self._grow(rows_for(len(self._vocabulary), block=TYPE_BLOCK))
         for new in numbered:
             self._fill_row(new.number, new.name)

@@ -15,35 +15,35 @@ from learners.vocabulary import UNKNOWN, Vocabulary, rows_for
 
 def test_numbers_follow_the_first_appearance() -> None:
     vocabulary = Vocabulary(10)
-    numbered = vocabulary.learn(["b", "a", "b", "c"], step=1)
+    numbered = vocabulary.learn(["b", "a", "b", "c"])
     assert [(new.number, new.name) for new in numbered] == [(1, "b"), (2, "a"), (3, "c")]
     assert vocabulary.numbers(words(["c", "nobody", "b"])).tolist() == [3, UNKNOWN, 1]
     assert vocabulary.names == ("b", "a", "c")
     assert len(vocabulary) == 4
 
 
-def test_the_string_used_longest_ago_gives_its_number_away_and_ties_go_to_the_lowest() -> None:
+def test_the_string_used_longest_ago_gives_its_number_away() -> None:
     vocabulary = Vocabulary(3)
-    vocabulary.learn(["a", "b", "c"], step=1)
-    vocabulary.learn(["a"], step=2)
-    (new,) = vocabulary.learn(["d"], step=3)
+    vocabulary.learn(["a", "b", "c"])
+    vocabulary.learn(["a"])
+    (new,) = vocabulary.learn(["d"])
     assert (new.number, new.name, new.evicted) == (2, "d", "b")
     assert vocabulary.numbers(words(["a", "b", "c", "d"])).tolist() == [1, UNKNOWN, 3, 2]
 
 
 def test_a_string_of_the_same_step_is_not_evicted_by_a_newer_one() -> None:
     vocabulary = Vocabulary(2)
-    vocabulary.learn(["a", "b"], step=1)
-    vocabulary.learn(["c", "b"], step=2)
+    vocabulary.learn(["a", "b"])
+    vocabulary.learn(["c", "b"])
     assert set(vocabulary.names) == {"b", "c"}
 
 
 @given(st.lists(st.lists(st.text(max_size=3), max_size=6), max_size=8), st.integers(1, 5))
 def test_a_restored_vocabulary_goes_on_as_the_first_would(steps: list[list[str]], capacity: int) -> None:
     vocabulary = Vocabulary(capacity)
-    for step, strings in enumerate(steps):
+    for strings in steps:
         heir = Vocabulary.from_state(vocabulary.state())
-        assert heir.learn(strings, step) == vocabulary.learn(strings, step)
+        assert heir.learn(strings) == vocabulary.learn(strings)
         assert torch.equal(heir.state(), vocabulary.state())
         assert len(vocabulary) <= capacity + 1
 
@@ -54,8 +54,8 @@ def test_a_restored_vocabulary_goes_on_as_the_first_would(steps: list[list[str]]
         torch.zeros(3),
         torch.zeros(3, dtype=torch.uint8),
         json_tensor({"capacity": 2, "names": ["a"]}),
-        json_tensor({"capacity": 2, "names": ["a", "a"], "used": [1, 1]}),
-        json_tensor({"capacity": 1, "names": ["a", "b"], "used": [1, 1]}),
+        json_tensor({"capacity": 2, "names": ["a", "a"], "order": [1, 2]}),
+        json_tensor({"capacity": 1, "names": ["a", "b"], "order": [1, 2]}),
         json_tensor([1]),
     ],
 )
