@@ -13,6 +13,7 @@ import orjson  # type: ignore[import-not-found, unused-ignore]
 from quixstreams import Application  # type: ignore[import-not-found]
 from quixstreams.checkpointing import Checkpoint  # type: ignore[import-not-found]
 from quixstreams.models import JSONDeserializer, Topic  # type: ignore[import-not-found]
+from quixstreams.models.serializers import SerializationError  # type: ignore[import-not-found]
 
 from benchmarks.contenders.task import Answer, Task
 
@@ -64,4 +65,4 @@ def run(app: Any, task: Task, clock: Clock) -> None:
 
 
 def _skip_what_is_not_json(error: Exception, message: object, log: object) -> bool:
-    return isinstance(error.__cause__ or error, ValueError) or "Serialization" in type(error).__name__
+    return isinstance(error, SerializationError)
