@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,29 @@ import pyarrow as pa
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
-from contracts.codec import MAX_AHEAD, MAX_BEHIND, Decoder, Malformed, Reason, check_time, key_field
+from contracts.codec import (
+    MAX_AHEAD,
+    MAX_BEHIND,
+    MAX_RECORD_MS,
+    Decoder,
+    Malformed,
+    Reason,
+    check_record_time,
+    check_time,
+    key_field,
+)
 from contracts.identity import event_key
 from contracts.records import MAX_ID_CHARS, Item, Label, Payment, Record, Relation, UserEvent
 from contracts.topics import INPUTS, ORIGIN_HEADER
 from storage.log import EVENT_ROWS, ITEM_ROWS, LABEL_ROWS
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MS = timedelta(milliseconds=1)
-_US = timedelta(microseconds=1)
+_MAX_AHEAD_US = int(MAX_AHEAD.total_seconds()) * 1_000_000
+_MAX_BEHIND_US = int(MAX_BEHIND.total_seconds()) * 1_000_000
 _TIME = pa.timestamp("us", tz="UTC")
+
+
+class Disorder(RuntimeError):
+    """Offsets went back: what was collected is not what the stream holds. Forget it and read again."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,8 @@ class Intake:
     topic: str
     """Logical name."""
     decoder: Decoder
+    next: int = 0
+    """No offset below this one may come any more."""
     read: int = 0
     value_bytes: int = 0
     unknown_fields: int = 0
@@ -61,13 +75,21 @@ class Intake:
     """offset -> dead letter that this record repeats."""
 
     def take(self, message: Message) -> None:
-        """One message, in offset order."""
+        """One message, in offset order.
+
+        :raises Disorder: it lies before what is known or was taken.
+        """
         value, key = message.value(), message.key()
         offset, record_ms = message.offset() or 0, message.timestamp()[1]
+        if offset < self.next:
+            raise Disorder(f"{self.topic}: offset {offset} came where {self.next} was next")
+        self.next = offset + 1
         self.read += 1
         before = self.decoder.with_unknown_fields
         record: Record | None
         try:
+            if not 0 <= record_ms <= MAX_RECORD_MS:
+                check_record_time(record_ms)
             if value is None and self.decoder.record is Item:
                 check_item_key(key)
                 record = None
@@ -99,18 +121,18 @@ class Intake:
 
     def drop_untimely(self) -> None:
         """Refuses records whose event time is out of range of their record time."""
-        times = event_times(self.records)
-        if times is None:
-            return
-        off = times - np.asarray(self.record_ms, np.int64) * 1000
-        bad = np.flatnonzero((off > MAX_AHEAD / _US) | (off < -(MAX_BEHIND / _US)))
-        for index in bad.tolist():
-            try:
-                at = _EPOCH + int(times[index]) * _US
-                check_time(at, _EPOCH + self.record_ms[index] * _MS)
-            except Malformed as malformed:
-                self.refuse(index, malformed.reason, malformed.detail)
-        self.keep(np.setdiff1d(np.arange(len(times)), bad))
+        timely = np.ones(len(self.records), bool)
+        record_us = np.asarray(self.record_ms, np.int64) * 1000
+        for name in _TIMES.get(self.decoder.record, ()):
+            times = times_of(self.records, name)
+            ahead = times - record_us
+            for index in np.flatnonzero(timely & ((ahead > _MAX_AHEAD_US) | (ahead < -_MAX_BEHIND_US))).tolist():
+                try:
+                    check_time(name, int(times[index]), self.record_ms[index])
+                except Malformed as malformed:
+                    self.refuse(index, malformed.reason, malformed.detail)
+                    timely[index] = False
+        self.keep(np.flatnonzero(timely))
 
     def keep(self, indices: NDArray[np.int64]) -> None:
         """Drops the records at all other indices."""
@@ -168,11 +190,17 @@ def check_item_key(key: bytes | None) -> None:
         raise Malformed(Reason.KEY_MISMATCH, "a tombstone's key must be the id of the item it deletes")
 
 
-def event_times(records: list[Record | None]) -> NDArray[np.int64] | None:
-    """Event times in microseconds since 1970; None for items, which have none."""
-    if not records or isinstance(records[0], Item | None):
-        return None
-    name = "known_at" if isinstance(records[0], Label) else "occurred_at"
+_TIMES: dict[type[Record], tuple[str, ...]] = {
+    UserEvent: ("occurred_at",),
+    Payment: ("occurred_at",),
+    Relation: ("occurred_at",),
+    Label: ("known_at", "ref_time"),
+}
+"""The times a record states; items state none."""
+
+
+def times_of(records: list[Record | None], name: str) -> NDArray[np.int64]:
+    """One of the records' times, in microseconds since 1970."""
     times = pa.array([getattr(record, name) for record in records], _TIME)
     return np.asarray(times.cast(pa.int64()))
 

@@ -93,7 +93,7 @@ class Course:
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Everything the cohort is, for a snapshot."""
-        return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in self.cohort.state().items()}
+        return {name: tensor.contiguous().numpy() for name, tensor in self.cohort.state().items()}
 
 
 def load_tensors(cohort: Cohort, tensors: dict[str, NDArray[Any]]) -> None:
