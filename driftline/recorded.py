@@ -35,9 +35,7 @@ BATCH_ROWS = 65_536
 _UNITS_US = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNKNOWN = np.iinfo(np.int64).min  # a time that is missing or unreadable; sorts first
-_FIRST_US, _LAST_US = (
-    (time.replace(tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) for time in (datetime.min, datetime.max)
-)
+_FIRST_US, _LAST_US = ((datetime(year, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1) for year in (1, 9999))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,11 +290,21 @@ def _tables(source: Source, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _texts(table: pa.Table, column: str) -> list[str | None]:
-    """A column as text; nulls and empty texts are None. "=X" is X in every row."""
+    """A column as text; "=X" is X in every row.
+
+    :raises Usage: a column of lists, structures or the like.
+    """
     if column.startswith("="):
         return [column[1:]] * len(table)
-    texts: list[str | None] = pc.cast(table[column], pa.string()).to_pylist()
-    return [text or None for text in texts]
+    try:
+        return _as_text(table[column])
+    except pa.ArrowException as error:
+        raise Usage(f"column {column} holds no plain values: {error}", todo="name another column") from None
+
+
+def _as_text(column: pa.ChunkedArray) -> list[str | None]:
+    """Shortest decimals for floats; nulls and empty texts are None."""
+    return [text or None for text in pc.cast(column, pa.string()).to_pylist()]
 
 
 def _ids(source: str, table: pa.Table, column: str) -> list[str | None]:
@@ -313,8 +321,9 @@ def _times(column: pa.ChunkedArray, columns: Columns) -> NDArray[np.int64]:
         return np.where(fit, np.where(fit, exact, 0).astype(np.int64), _UNKNOWN)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         cast = pc.cast(pc.cast(column, pa.timestamp("us", getattr(kind, "tz", None)), safe=False), pa.int64())
-        return np.asarray(pc.fill_null(cast, _UNKNOWN).to_numpy(), np.int64)
-    return np.array([_parsed_time(text, unit_us) for text in column.to_pylist()], np.int64)
+        us = np.asarray(pc.fill_null(cast, _UNKNOWN).to_numpy(), np.int64)
+        return np.where((us >= _FIRST_US) & (us <= _LAST_US), us, _UNKNOWN)
+    return np.array([_parsed_time(text, unit_us) for text in _as_text(column)], np.int64)
 
 
 def _parsed_time(text: str | None, unit_us: int) -> int:

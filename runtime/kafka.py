@@ -131,6 +131,7 @@ def consumer(
 
     Eager (range) assignment under the classic protocol. Without `topics` (logical names) nothing is
     subscribed. Callbacks run inside `consume`/`poll`/`close` and get physical names; nothing may escape them.
+    A position outside the topic's range arrives as a message with the error `_AUTO_OFFSET_RESET`.
     """
     options: dict[str, Any] = {
         **_common(config, "consumer"),
@@ -256,14 +257,17 @@ def low_high(
 
     Believe `high` only where `trusts_high_watermark`.
 
-    :raises BrokerAway: nobody answers in time.
+    :raises TopicMissing: there is no such partition. :raises BrokerAway: nobody answers in time.
     """
     try:
         low, high = consumer.get_watermark_offsets(
             TopicPartition(physical_topic, partition), timeout=timeout_s, cached=False
         )
     except KafkaException as error:
-        raise BrokerAway(f"no offsets of {physical_topic}/{partition}: {error.args[0].str()}", where="Kafka") from error
+        where = f"Kafka, offsets of {physical_topic}/{partition}"
+        if error.args[0].code() in _UNKNOWN_TOPIC:
+            raise TopicMissing("no such partition", where=where, todo="was the topic deleted?") from error
+        raise BrokerAway(f"no answer: {error.args[0].str()}", where=where) from error
     return low, high
 
 
@@ -361,7 +365,7 @@ def _is_full_kafka(config: KafkaConfig, client: AdminClient, name: str, timeout_
         return True
 
 
-_UNKNOWN_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
+_UNKNOWN_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 _AWAY = frozenset(
     {
         KafkaError._TIMED_OUT,

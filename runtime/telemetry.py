@@ -9,7 +9,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Iterable, MutableMapping
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
 from typing import Any, Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -93,17 +93,20 @@ class Health:
         """Says how a part is. `why` is for people: what is missing and what it waits for."""
         with self._lock:
             self._parts[part] = (ready, why)
-        metrics.ready.set(self.is_ready())
+            metrics.ready.set(self._all_ready())
 
     def is_ready(self) -> bool:
         """Whether all parts are."""
         with self._lock:
-            return bool(self._parts) and all(ready for ready, _ in self._parts.values())
+            return self._all_ready()
 
     def report(self) -> dict[str, dict[str, bool | str]]:
         """Part -> {"ready": ..., "why": ...}."""
         with self._lock:
             return {part: {"ready": ready, "why": why} for part, (ready, why) in self._parts.items()}
+
+    def _all_ready(self) -> bool:
+        return bool(self._parts) and all(ready for ready, _ in self._parts.values())
 
 
 class AdminServer:
@@ -172,6 +175,12 @@ def _pages(health: Health) -> WSGIApplication:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def server_bind(self) -> None:
+        """As inherited, without asking a name server for our name (that may take many seconds)."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+        self.setup_environ()
 
 
 class _QuietHandler(WSGIRequestHandler):

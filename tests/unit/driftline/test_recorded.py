@@ -166,6 +166,20 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
         list(Recording(source).records())
 
 
+def test_a_column_of_lists_is_refused_by_name(tmp_path: Path) -> None:
+    source = _parquet(tmp_path, {"user": [[1]], "ts": [1], "kind": ["a"]}, CLICKS)
+    with pytest.raises(Usage, match="column user holds no plain values"):
+        list(Recording(source).records())
+
+
+def test_a_time_beyond_the_calendar_is_no_time(tmp_path: Path) -> None:
+    times = pa.array([2**62, 1], pa.timestamp("us"))
+    source = _parquet(tmp_path, {"user": [1, 2], "ts": times, "kind": ["a", "b"]}, CLICKS)
+    recording = Recording(source)
+    assert [record.key for record in recording.records()] == [b"t:1", b"t:2"]
+    assert recording.malformed == 1
+
+
 def test_an_empty_file_has_no_records(tmp_path: Path) -> None:
     data = {"user": pa.array([], pa.int64()), "ts": pa.array([], pa.int64()), "kind": pa.array([], pa.string())}
     assert list(Recording(_parquet(tmp_path, data, CLICKS)).records()) == []

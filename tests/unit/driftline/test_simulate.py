@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from contracts import topics
-from contracts.codec import Decoder, Malformed, Reason, check_time
+from contracts.codec import MAX_AHEAD, MAX_BEHIND, Decoder, Malformed, Reason
 from contracts.records import Payment, Record, Relation, UserEvent
 from driftline.simulate import DAY_S, TYPES, Scenario, Simulation
 from runtime.produce import Outgoing
@@ -125,7 +125,9 @@ def _sorted_out(records: Iterable[Outgoing]) -> tuple[Counter[str], Counter[str]
         try:
             record = decoders[topic].decode(value, key)
             if isinstance(record, UserEvent | Payment | Relation):
-                check_time(record.occurred_at, datetime.fromtimestamp(at_ms / 1000, UTC))
+                ahead = record.occurred_at - datetime.fromtimestamp(at_ms / 1000, UTC)
+                if not -MAX_BEHIND <= ahead <= MAX_AHEAD:
+                    raise Malformed(Reason.TIME_OUT_OF_RANGE, "")
         except Malformed as error:
             malformed[error.reason] += 1
             continue

@@ -58,6 +58,13 @@ def test_a_missing_topic_is_named(topics: KafkaConfig) -> None:
         kafka.describe(topics, ["items", "nowhere"])
 
 
+def test_a_missing_partition_is_no_empty_one(topics: KafkaConfig) -> None:
+    consumer = kafka.consumer(topics, group="reader")
+    with pytest.raises(TopicMissing, match="no such partition"):
+        kafka.low_high(consumer, topics.physical("items"), 7)
+    consumer.close()
+
+
 def test_a_broker_out_of_reach_is_said_to_be_away() -> None:
     with pytest.raises(BrokerAway, match=r"no answer.*127\.0\.0\.1:1"):
         kafka.describe(KafkaConfig("127.0.0.1:1"), ["items"], timeout_s=0.5)

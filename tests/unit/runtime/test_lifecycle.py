@@ -20,6 +20,15 @@ def test_a_signal_asks_to_stop_and_the_handler_goes_away_again() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_wakes_the_main_thread_while_it_waits() -> None:
+    with Stop().on_signals() as stop:
+        timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        assert stop.wait(30)
+        timer.join()
+    assert stop.reason == "SIGINT"
+
+
 def test_all_waiters_wake_when_somebody_asks() -> None:
     stop = Stop()
     woken: list[bool] = []
