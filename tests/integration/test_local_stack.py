@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -87,6 +88,23 @@ def test_children_end_with_their_parent_however_it_ends(number: signal.Signals) 
     parent.wait(30)
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
+
+
+def test_what_a_killed_stack_left_is_deleted_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = Path(tempfile.mkdtemp(prefix="driftline-broker-", dir="/tmp"))
+    (left / "in-use").touch()
+    with broker() as first:
+        assert left.exists()  # too young to be sure that nobody is about to lock it
+        monkeypatch.setattr("driftline.local._SETTLED_S", 0.0)
+        with broker():
+            assert not left.exists()
+            assert all(folder.exists() for folder in _locked_folders())
+            assert kafka.cluster_id(KafkaConfig(first))
+
+
+def _locked_folders() -> list[Path]:
+    files = [Path(file.path) for file in psutil.Process().open_files()]
+    return [file.parent for file in files if file.name == "in-use"]
 
 
 def test_it_is_up_within_seconds() -> None:
