@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from learners.cohort import Cohort
 from learners.floors import MarkovFloor
-from learners.models.prompttpp import PromptTPP, PromptTPPConfig
+from learners.models.prompttpp import PromptTPPConfig
+from learners.online import PromptTPP
 from learners.protocol import Learner
 from learners.references import Frozen, finetune_config, slow_config
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from learners.batch import Floats, TargetKind
-from learners.models.prompttpp import PromptTPP, PromptTPPConfig
+from learners.models.prompttpp import PromptTPPConfig
+from learners.online import PromptTPP
 from learners.synthetic import SECOND, START, History, batch_of, hawkes, words
 
 MU, JUMP, DECAY, HORIZON = 0.2, 0.8, 1.0, 100.0

@@ -12,17 +12,9 @@ import torch
 from scipy import integrate, stats
 
 from learners.batch import Batch, Query, TargetKind
-from learners.models.prompttpp import (
-    KNEE,
-    PromptTPP,
-    PromptTPPConfig,
-    bank,
-    encode,
-    match_loss,
-    retrieve,
-    states,
-    total_rate,
-)
+from learners.blocks.time_features import KNEE, bank
+from learners.models.prompttpp import PromptTPPConfig, encode, match_loss, retrieve, states, total_rate
+from learners.online import PromptTPP
 from learners.protocol import ForeignState, State
 from learners.synthetic import SECOND, History, batch_of, context_of, random_batch, random_histories, words
 
