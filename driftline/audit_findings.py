@@ -1,0 +1,101 @@
+"""What an audit says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+SHOWN = 5
+"""Places named of each kind of finding and topic."""
+
+
+class Finding(StrEnum):
+    """What can be wrong. Each makes `driftline verify` fail."""
+
+    LOST = "lost"
+    """A valid record is not in the log, though nothing excuses that; or an invalid one is no dead letter."""
+    TWICE = "twice"
+    """A record counted more than once in the log or among the dead letters."""
+    EXTRA = "extra"
+    """The log or the dead letters hold what the topic does not."""
+    WRONG = "wrong"
+    """The log holds other content than the record."""
+    CHAIN = "chain"
+    """Log segments do not follow each other, or do not end at the stored offset."""
+    COUNTS = "counts"
+    """A log segment's counts are not what was found."""
+    NOT_IN_SEQUENCE = "not_in_sequence"
+    """An accepted event is missing from a sequence it belongs to."""
+    TWICE_IN_SEQUENCE = "twice_in_sequence"
+    EXTRA_IN_SEQUENCE = "extra_in_sequence"
+    """A sequence, or the versions of an item, hold what the log does not."""
+    WRONG_IN_SEQUENCE = "wrong_in_sequence"
+    """A sequence holds other content than the log, or belongs to another user."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where something was found."""
+
+    topic: str
+    partition: int
+    offset: int
+    stream_id: int
+    detail: str = ""
+
+
+@dataclass(kw_only=True)
+class TopicReport:
+    """What was found of one topic."""
+
+    topic: str
+    read: int = 0
+    """Records the audit read from the topic itself."""
+    accepted: int = 0
+    """Of these, once in the log with the same content."""
+    dead: int = 0
+    """Invalid, and a dead letter."""
+    duplicates: int = 0
+    """Repeat an earlier accepted one."""
+    suppressed: int = 0
+    """Of erased users."""
+    beyond_window: int = 0
+    """Accepted again, more than the duplicate window of offsets later: as documented."""
+    not_retained: int = 0
+    """In the log or among the dead letters, but no longer in the topic: checked against the sequences only."""
+    given_up: int = 0
+    """Offsets that `offsets adopt` gave up as lost."""
+    not_yet_read: int = 0
+    """Offsets that the topic holds beyond the stored ones: `ingest` has not come to them. (Tansu may tell too few.)"""
+    in_sequences: int = 0
+    """Entries of users' sequences (of `items`: versions) that were compared with the log."""
+    findings: dict[Finding, int] = field(default_factory=lambda: dict.fromkeys(Finding, 0))
+    places: dict[Finding, list[Place]] = field(default_factory=dict)
+
+    def found(self, finding: Finding, places: Iterable[Place]) -> None:
+        """Counts findings, and keeps the first places."""
+        for place in places:
+            self.findings[finding] += 1
+            kept = self.places.setdefault(finding, [])
+            if len(kept) < SHOWN:
+                kept.append(place)
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What an audit found."""
+
+    topics: dict[str, TopicReport]
+    seconds: float = 0.0
+    duplicate_window: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong."""
+        return not any(count for topic in self.topics.values() for count in topic.findings.values())
+
+    @property
+    def read(self) -> int:
+        """Records read from all topics."""
+        return sum(topic.read for topic in self.topics.values())

@@ -1,0 +1,114 @@
+"""The command `driftline`. What the verbs do is in `driftline/commands`; exit codes are in `runtime.lifecycle`."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from driftline.commands import example, processes, setup, verify
+from driftline.parent import end_with
+from driftline.session import Session
+from driftline.shown import note, say
+from runtime.lifecycle import Exit, Trouble
+from storage.engine import TooOld, Unavailable
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="driftline",
+    help="Exactly-once user state and continual learning on live Kafka events.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=example("driftline up", "driftline simulate && driftline status"),
+)
+for part in (processes, setup, verify):
+    part.add_to(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"driftline {version('driftline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings file; default $DRIFTLINE_CONFIG, ./driftline.toml.")
+    ] = None,
+    stack: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="stack.json of a running `driftline up`; default: the one in data_dir."),
+    ] = None,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="Process that this one must not outlive.")] = None,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of all verbs. Exit codes: 0 done, 1 failed, 2 wrong call or setting, 3 refused: a person decides."""
+    if parent is not None:
+        end_with(parent)
+    context.obj = Session(config=config, stack_file=stack)
+
+
+def main() -> int:
+    """The console script."""
+    return run(sys.argv[1:])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One call; its exit code. Errors are on stderr as what, where and what to do."""
+    try:
+        app(args=list(arguments), prog_name="driftline")
+    except SystemExit as end:
+        return _code(end)
+    except Trouble as trouble:
+        note(f"{_NAMES[trouble.code]}: {trouble}")
+        return trouble.code
+    except Unavailable as error:
+        note(
+            f"failed: {Trouble(f'Postgres is away: {error}', todo='is it running, and DRIFTLINE_POSTGRES_URL right?')}"
+        )
+        return Exit.FAILED
+    except TooOld as error:
+        note(f"wrong call: {Trouble(str(error), where='setting DRIFTLINE_POSTGRES_URL', todo='give a newer server')}")
+        return Exit.USAGE
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except Exception as error:
+        _unexpected(error, arguments)
+        return Exit.FAILED
+    return Exit.DONE
+
+
+_NAMES = {Exit.FAILED: "failed", Exit.USAGE: "wrong call", Exit.REFUSED: "refused"}
+
+
+def _code(end: SystemExit) -> int:
+    return end.code if isinstance(end.code, int) else (Exit.DONE if end.code is None else Exit.FAILED)
+
+
+def _unexpected(error: Exception, arguments: Sequence[str]) -> None:
+    """A defect of ours. What an exception says may hold records, so it is short unless asked for."""
+    try:
+        detailed = Session().settings.log_level == "debug"
+    except Trouble:
+        detailed = False
+    if detailed:
+        note("".join(traceback.format_exception(error)).rstrip())
+        return
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    note(
+        f"failed: unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} "
+        f"[{Path(last.filename).name}:{last.lineno}]\n  -> DRIFTLINE_LOG_LEVEL=debug shows where it came from"
+    )

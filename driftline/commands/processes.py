@@ -1,0 +1,101 @@
+"""The long-running processes: `ingest`, `train`, `score`. Each draws its libraries only when it is called."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from driftline.commands import AsJson, example, session
+from driftline.session import Session
+from driftline.shown import as_json, say
+from runtime import failpoints
+from runtime.lifecycle import Stop
+from runtime.telemetry import AdminServer, Health, configure_logging
+
+Once = Annotated[bool, typer.Option("--once", help="Stop at the ends the topics had at the start.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="TCP port instead of the setting's; 0 = any.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """The verbs of this file."""
+    app.command("ingest", epilog=example("driftline ingest", "driftline ingest --once --json"))(ingest)
+    app.command("train", epilog=example("driftline train --learner prompttpp", "driftline train --once --json"))(train)
+
+
+def ingest(context: typer.Context, once: Once = False, port: Port = None, json: AsJson = False) -> None:
+    """Take in what the topics hold: each accepted record exactly once into log and sequences. Ctrl-C drains."""
+    from streams.ingest import Ingest
+
+    call = session(context)
+    settings = call.settings.ingest
+    with _process(call, "ingest", settings.port if port is None else port) as (health, stop):
+        process = Ingest(
+            postgres_url=call.postgres_url, kafka_config=call.kafka, settings=settings, health=health, stop=stop
+        )
+        totals = process.run(once=once)
+    if json:
+        as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
+    else:
+        say(
+            f"read {totals.read:,}: accepted {totals.accepted:,}, dead-lettered {totals.dead:,}, "
+            f"duplicates {totals.duplicates:,}, suppressed {totals.suppressed:,}; {totals.batches:,} batches"
+        )
+
+
+def train(
+    context: typer.Context,
+    learner: Annotated[str | None, typer.Option(metavar="NAME", help="Which learner; default: the setting's.")] = None,
+    once: Once = False,
+    port: Port = None,
+    json: AsJson = False,
+) -> None:
+    """Keep one learner learning from the event log, and take snapshots. Ctrl-C drains."""
+    from streams.train import Train
+
+    call = session(context)
+    settings = call.settings.train
+    if learner is not None:
+        settings = settings.model_copy(update={"learner": learner})
+    with _process(call, "train", settings.port if port is None else port) as (health, stop):
+        process = Train(
+            postgres_url=call.postgres_url,
+            kafka_config=call.kafka,
+            snapshots=call.settings.snapshots,
+            settings=settings,
+            health=health,
+            stop=stop,
+        )
+        totals = process.run(once=once)
+    if json:
+        as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
+    else:
+        said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asdict(totals).items())
+        say(f"{settings.learner}: {said}")
+
+
+@contextmanager
+def _process(call: Session, name: str, port: int | None) -> Iterator[tuple[Health, Stop]]:
+    """What a long-running process has around it: log lines, health, metrics, a way to stop."""
+    settings = call.settings
+    configure_logging(settings.log_format, settings.log_level, process=name)
+    failpoints.arm(settings.failpoint)
+    call.check_tables()
+    health, stop = Health(name), Stop()
+    with stop.on_signals(), AdminServer(health, port=port, host=settings.admin_host):
+        yield health, stop
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held."""
+    if sys.platform == "linux":  # getrusage would count what the parent held before exec
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,87 @@
+"""`verify`: the audit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from driftline.audit_findings import Finding, Report
+from driftline.commands import AsJson, example, session
+from driftline.shown import as_json, note, say, table
+from runtime.lifecycle import Exit
+
+
+def add_to(app: typer.Typer) -> None:
+    """The verb of this file."""
+    app.command("verify", epilog=example("driftline verify", "driftline verify --json"))(verify)
+
+
+def verify(context: typer.Context, json: AsJson = False) -> None:
+    """Prove that every retained record counted exactly once: in log, sequences, dead letters. Exit 1 if not.
+
+    Reads all topics and tables with its own consumer and its own SQL; writes nothing.
+    """
+    from driftline.audit import audit
+
+    call = session(context)
+    call.check_tables()
+    report = audit(call.postgres_url, call.kafka, duplicate_window=call.settings.ingest.duplicate_window)
+    if json:
+        as_json({"ok": report.ok, "read": report.read, **asdict(report)})
+    else:
+        _show(report)
+    if not report.ok:
+        raise typer.Exit(Exit.FAILED)
+
+
+_LOG = (Finding.LOST, Finding.TWICE, Finding.EXTRA, Finding.WRONG)
+_SEQUENCES = (Finding.NOT_IN_SEQUENCE, Finding.TWICE_IN_SEQUENCE, Finding.EXTRA_IN_SEQUENCE, Finding.WRONG_IN_SEQUENCE)
+
+
+def _show(report: Report) -> None:
+    found = report.topics.values()
+    headers = [
+        "topic",
+        "read",
+        "accepted",
+        "dead-lettered",
+        "duplicates",
+        "suppressed",
+        *map(str, _LOG),
+        "not retained",
+        "not yet read",
+    ]
+    rows: list[tuple[str | int, ...]] = [
+        (
+            t.topic,
+            t.read,
+            t.accepted,
+            t.dead,
+            t.duplicates,
+            t.suppressed,
+            *(t.findings[f] for f in _LOG),
+            t.not_retained,
+            t.not_yet_read,
+        )
+        for t in found
+    ]
+    total = ["all", *(sum(int(row[n]) for row in rows) for n in range(1, len(headers)))]
+    table(headers, [*rows, total])
+    say()
+    entries = [(t.topic, t.in_sequences, *(t.findings[f] for f in _SEQUENCES)) for t in found if t.topic != "labels"]
+    table(["sequences of", "entries", "missing", "twice", "extra", "wrong"], entries)
+    for topic in found:
+        if topic.beyond_window:
+            say(f"{topic.topic}: {topic.beyond_window:,} repeats beyond {report.duplicate_window:,} offsets")
+        if topic.given_up:
+            say(f"{topic.topic}: {topic.given_up:,} offsets were given up by `offsets adopt`")
+        for finding, places in topic.places.items():
+            for place in places:
+                note(f"{finding}: {place.topic}[{place.partition}] offset {place.offset}: {place.detail}")
+            if (rest := topic.findings[finding] - len(places)) > 0:
+                note(f"{finding}: ... and {rest:,} more in {topic.topic}")
+    verdict = (
+        "every record up to the stored offsets counted exactly once" if report.ok else "NOT as promised; see above"
+    )
+    say(f"\n{verdict} ({report.read:,} records in {report.seconds:.1f} s)")
