@@ -41,9 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except servers.Absent as absent:
             _say(f"Skipped: {absent}")
             return 2
-        except (Failed, verify.Wrong) as failure:
-            _say(f"FAILED: {failure}")
-            return 1
 
 
 def _bench(options: argparse.Namespace, folder: Path, busy: float) -> int:
@@ -59,11 +56,17 @@ def _bench(options: argparse.Namespace, folder: Path, busy: float) -> int:
             f"{workload.duplicates:,} duplicates, {workload.malformed:,} malformed) "
             f"in {time.monotonic() - began:.0f} s"
         )
-        runs = []
+        runs: list[Run] = []
+        failures: list[str] = []
         for number in range(options.runs):
             turn = number % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:
-                run = _one(contender, number, workload, bootstrap, admin_url, folder, logs, options.limit_s)
+                try:
+                    run = _one(contender, number, workload, bootstrap, admin_url, folder, logs, options.limit_s)
+                except (Failed, verify.Wrong) as failure:
+                    _say(f"FAILED  {failure}")
+                    failures.append(str(failure))
+                    continue
                 _say(
                     f"run {number + 1}  {contender.title:34}{run.events_per_s:>10,.0f}/s"
                     f"{run.peak_bytes / 1e6:>7,.0f} MB"
@@ -77,10 +80,10 @@ def _bench(options: argparse.Namespace, folder: Path, busy: float) -> int:
         "topic": TOPIC,
         "partitions": PARTITIONS,
     }
-    result = {"workload": shape, "machine": facts, "postgres_settings": servers.POSTGRES_SETTINGS}
+    result = {"workload": shape, "machine": facts, "postgres_settings": servers.POSTGRES_SETTINGS, "failures": failures}
     options.json.write_text(json.dumps(result | report.as_json(summaries, found, runs), indent=2) + "\n")
     _say(f"\nwritten: {options.json}")
-    return 0
+    return 1 if failures else 0
 
 
 def _one(

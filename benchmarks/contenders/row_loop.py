@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import psycopg
@@ -20,10 +20,12 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from pgpq import ArrowToPostgresBinaryEncoder
 
 from benchmarks.contenders.task import Answer, Task
-from contracts.codec import Decoder, Malformed, check_time
+from contracts.codec import Decoder, Malformed, check_record_time, check_stated_time
 from contracts.records import UserEvent
 
 BATCH = 50_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
 TABLES = """
 CREATE TABLE event (
     user_id text COLLATE "C" NOT NULL, occurred_at timestamptz NOT NULL, event_id text COLLATE "C" NOT NULL,
@@ -117,15 +119,17 @@ def _run(consumer: Consumer, database: psycopg.Connection, ends: dict[int, int])
 
 def _decode(decoder: Decoder, messages: list[Message]) -> Batch:
     batch = Batch()
-    decode, read_time = decoder.decode, datetime.fromtimestamp
+    decode = decoder.decode
     for message in messages:
         if error := message.error():
             raise KafkaException(error)
         partition, position = cast(int, message.partition()), cast(int, message.offset())
         batch.following[partition] = position + 1
+        record_ms = message.timestamp()[1]
         try:
+            check_record_time(record_ms)
             event = cast(UserEvent, decode(message.value(), message.key()))
-            check_time(event.occurred_at, read_time(message.timestamp()[1] / 1000, UTC))
+            check_stated_time("occurred_at", (event.occurred_at - EPOCH) // MICROSECOND, record_ms)
         except Malformed as wrong:
             batch.dead.append((partition, position, wrong.reason, wrong.detail, message.key(), message.value()))
             continue
