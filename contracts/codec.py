@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -54,6 +54,14 @@ MAX_AHEAD = timedelta(days=1)
 MAX_BEHIND = timedelta(days=3660)
 """How far an event's own time may lie after and before its record's time (never the clock's: a record
 refused today must be refused again when the topic is read tomorrow)."""
+MAX_RECORD_MS = 253_402_300_799_999
+"""Milliseconds since 1970: the end of the year 9999."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US = timedelta(microseconds=1)
+_MS = timedelta(milliseconds=1)
+_MAX_AHEAD_US = MAX_AHEAD // _US
+_MAX_BEHIND_US = MAX_BEHIND // _US
 
 
 class Decoder:
@@ -120,15 +128,35 @@ class Decoder:
             self._versions.add(version)
 
 
+def check_record_time(record_ms: int) -> None:
+    """The record's own time, in milliseconds since 1970: it orders the merge, so it must be one.
+
+    :raises Malformed: it is missing (negative), or no calendar has it.
+    """
+    if not 0 <= record_ms <= MAX_RECORD_MS:
+        raise Malformed(Reason.TIME_OUT_OF_RANGE, f"record time {record_ms} ms since 1970 is no usable time")
+
+
 def check_time(occurred_at: datetime, record_at: datetime) -> None:
     """Event time against record time.
 
     :raises Malformed: it lies outside [record time - MAX_BEHIND, record time + MAX_AHEAD].
     """
-    if not record_at - MAX_BEHIND <= occurred_at <= record_at + MAX_AHEAD:
+    check_stated_time("occurred_at", (occurred_at - _EPOCH) // _US, (record_at - _EPOCH) // _MS)
+
+
+def check_stated_time(field: str, at_us: int, record_ms: int) -> None:
+    """A time that the record states (microseconds since 1970) against the record's own (milliseconds).
+
+    Integers, since "0001-01-01T00:00:00+14:00" is a legal time that Python cannot express in UTC.
+
+    :raises Malformed: it lies outside [record time - MAX_BEHIND, record time + MAX_AHEAD].
+    """
+    ahead_us = at_us - record_ms * 1000
+    if not -_MAX_BEHIND_US <= ahead_us <= _MAX_AHEAD_US:
         raise Malformed(
             Reason.TIME_OUT_OF_RANGE,
-            f"occurred_at {occurred_at.isoformat()} against record time {record_at.isoformat()}: "
+            f"{field} {_iso(at_us)} against record time {_iso(record_ms * 1000)}: "
             f"at most {MAX_AHEAD.days} day ahead and {MAX_BEHIND.days} days behind",
         )
 
@@ -163,6 +191,13 @@ def _has_nul(value: object) -> bool:
     if isinstance(value, dict):
         return any(_has_nul(part) for pair in value.items() for part in pair)
     return False
+
+
+def _iso(at_us: int) -> str:
+    try:
+        return (_EPOCH + at_us * _US).isoformat()
+    except OverflowError:
+        return f"{at_us} us since 1970"
 
 
 def _shown(text: str | bytes | None) -> str:

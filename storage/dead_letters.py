@@ -61,6 +61,23 @@ class Letter:
     """It came in again and was accepted."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pointer:
+    """A refused record without its content."""
+
+    stream_id: int
+    offset: int
+    topic: str
+    partition: int
+    reason: str
+    size: int
+    sha256: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.stream_id}:{self.offset}"
+
+
 _INSERT = text("""
     INSERT INTO dead_letter (stream_id, position, epoch, reason, detail, record_at, key, value, size, sha256, cut)
     VALUES (:stream_id, :position, :epoch, :reason, :detail, :record_at, :key, :value, :size, :sha256, :cut)
@@ -85,13 +102,13 @@ _NEWEST = text(
 
 _ONE = text(_SELECT + " WHERE d.stream_id = :stream_id AND d.position = :position")
 
-_UNNOTICED = text(
-    _SELECT
-    + """
+_UNNOTICED = text("""
+    SELECT d.stream_id, d.position AS "offset", f.topic, f.partition, d.reason, d.size, d.sha256
+    FROM dead_letter d
+    JOIN stream_offset f USING (stream_id)
     WHERE d.noticed_at IS NULL AND d.stream_id = ANY(CAST(:streams AS int[]))
     ORDER BY d.stream_id, d.position LIMIT :limit
-"""
-)
+""")
 
 _NOTICED = text("""
     UPDATE dead_letter d SET noticed_at = clock_timestamp()
@@ -132,15 +149,15 @@ def find(connection: Connection, letter_id: str) -> Letter | None:
     return None if row is None else Letter(**row._mapping)
 
 
-def unnoticed(connection: Connection, stream_ids: Sequence[int], *, limit: int) -> list[Letter]:
+def unnoticed(connection: Connection, stream_ids: Sequence[int], *, limit: int) -> list[Pointer]:
     """Letters of these streams whose notice on `events.dlq` is not known to have arrived."""
-    return [Letter(**row._mapping) for row in connection.execute(_UNNOTICED, {"streams": stream_ids, "limit": limit})]
+    return [Pointer(**row._mapping) for row in connection.execute(_UNNOTICED, {"streams": stream_ids, "limit": limit})]
 
 
-def mark_noticed(connection: Connection, letters: Sequence[Letter]) -> None:
+def mark_noticed(connection: Connection, letters: Sequence[Pointer]) -> None:
     """Their notices arrived."""
-    ids = [parse_id(letter.id) for letter in letters]
-    connection.execute(_NOTICED, {"streams": [s for s, _ in ids], "positions": [p for _, p in ids]})
+    values = {"streams": [letter.stream_id for letter in letters], "positions": [letter.offset for letter in letters]}
+    connection.execute(_NOTICED, values)
 
 
 def counts(connection: Connection) -> dict[str, int]:

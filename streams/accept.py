@@ -23,7 +23,7 @@ from contracts.codec import (
     Malformed,
     Reason,
     check_record_time,
-    check_time,
+    check_stated_time,
     key_field,
 )
 from contracts.identity import event_key
@@ -128,7 +128,7 @@ class Intake:
             ahead = times - record_us
             for index in np.flatnonzero(timely & ((ahead > _MAX_AHEAD_US) | (ahead < -_MAX_BEHIND_US))).tolist():
                 try:
-                    check_time(name, int(times[index]), self.record_ms[index])
+                    check_stated_time(name, int(times[index]), self.record_ms[index])
                 except Malformed as malformed:
                     self.refuse(index, malformed.reason, malformed.detail)
                     timely[index] = False

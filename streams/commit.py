@@ -14,6 +14,7 @@ import structlog
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from contracts.codec import MAX_RECORD_MS
 from contracts.records import Item, Label
 from runtime.failpoints import failpoint
 from storage import dead_letters, items, log, offsets, sequences
@@ -65,13 +66,19 @@ class BatchWriter:
 
         :raises Fenced, Unavailable: nothing of it counts, or the outcome is unknown: drop this writer.
         """
+        parts = list(parts)
+        for part in parts:
+            # In short transactions of their own: a million identities a stream would outlast the batch's timeout.
+            if part.intake.decoder.record is not Item:
+                self._remember(part.move.claim)
         with self._connection.begin():
-            written = self._write_rows(parts := list(parts))
+            written = self._write_rows(parts)
             failpoint("ingest.after_rows")
             offsets.advance(self._connection, [part.move for part in parts])
             failpoint("ingest.before_commit")
-        for part in written:
-            self._filter(part.claim).extend(part.digests, part.offsets)
+        for outcome in written:
+            if len(outcome.digests):
+                self._filters[outcome.claim.stream_id].extend(outcome.digests, outcome.offsets)
         return written
 
     def filter_entries(self, claim: Claim) -> int:
@@ -105,7 +112,6 @@ class BatchWriter:
             intake.keep(np.flatnonzero(~suppressed))
             digests = intake.digests()
             duplicate = self._duplicates(intake, digests, claim)
-            self._claim_origins(intake, claim, duplicate)
             kept = np.flatnonzero(~duplicate)
             intake.keep(kept)
             digests = digests[kept]
@@ -130,16 +136,19 @@ class BatchWriter:
     def _duplicates(self, intake: Intake, digests: NDArray[np.int64], claim: Claim) -> NDArray[np.bool_]:
         duplicate = np.zeros(len(digests), bool)
         keys, event_ids = intake.keys(), intake.event_ids()
-        first = repeats(digests)
-        for index in np.flatnonzero(first != np.arange(len(first))).tolist():
-            earlier = int(first[index])
-            duplicate[index] = (keys[earlier], event_ids[earlier]) == (keys[index], event_ids[index])
-        suspects = self._filter(claim).suspects(digests)
-        hits = np.flatnonzero((suspects >= 0) & ~duplicate).tolist()
+        suspects = self._filters[claim.stream_id].suspects(digests)
+        hits = np.flatnonzero(suspects >= 0).tolist()
         if hits:
             suspicions = {i: (keys[i], event_ids[i], int(suspects[i])) for i in hits}
             confirm = self._confirm_labels if intake.decoder.record is Label else self._confirm_events
             duplicate[confirm(suspicions, claim)] = True
+        self._drop_known_origins(intake, claim, duplicate)
+        # Repeats inside the batch: of records that passed, since one that was dropped brought nothing in.
+        passed = np.flatnonzero(~duplicate)
+        first = repeats(digests[passed])
+        for n in np.flatnonzero(first != np.arange(len(first))).tolist():
+            index, earlier = int(passed[n]), int(passed[first[n]])
+            duplicate[index] = (keys[earlier], event_ids[earlier]) == (keys[index], event_ids[index])
         return duplicate
 
     def _confirm_events(self, suspicions: dict[int, tuple[str, str, int]], claim: Claim) -> list[int]:
@@ -161,7 +170,7 @@ class BatchWriter:
         }
         return [i for i, (key, event_id, at) in suspicions.items() if known.get(at) == (key, event_id)]
 
-    def _claim_origins(self, intake: Intake, claim: Claim, duplicate: NDArray[np.bool_]) -> None:
+    def _drop_known_origins(self, intake: Intake, claim: Claim, duplicate: NDArray[np.bool_]) -> None:
         """A replayed dead letter counts once, however often and wherever it is replayed."""
         if not intake.origins:
             return
@@ -174,19 +183,24 @@ class BatchWriter:
             except ValueError:
                 _log.warning("ingest.foreign_origin", topic=intake.topic, offset=offset, origin=origin[:40])
 
-    def _filter(self, claim: Claim) -> DuplicateFilter:
-        """The stream's duplicate filter, rebuilt from the log at its first use."""
-        made = self._filters.get(claim.stream_id)
-        if made is None:
-            made = self._filters[claim.stream_id] = DuplicateFilter(self._window)
+    def _remember(self, claim: Claim) -> None:
+        """Rebuilds the stream's duplicate filter from the log, once a claim."""
+        if claim.stream_id in self._filters:
+            return
+        made = DuplicateFilter(self._window)
+        with self._connection.begin():
             start = log.starts(self._connection).get(claim.stream_id, claim.next_offset)
-            at = max(claim.next_offset - self._window, start)
-            while at < claim.next_offset:
-                for segment in log.read(self._connection, claim.stream_id, at):
-                    if segment.rows is not None:
-                        made.extend(*log.digests(segment.rows, claim.stream.topic))
-                    at = segment.next
-        return made
+        at = max(claim.next_offset - self._window, start)
+        while at < claim.next_offset:
+            with self._connection.begin():
+                segments = list(log.read(self._connection, claim.stream_id, at))
+            if not segments:
+                raise log.BrokenChain(f"stream {claim.stream_id}: no log segment covers offset {at}")
+            for segment in segments:
+                if segment.rows is not None:
+                    made.extend(*log.digests(segment.rows, claim.stream.topic))
+                at = segment.next
+        self._filters[claim.stream_id] = made
 
 
 def _segment(part: Part, outcome: Written, rows: object) -> log.NewSegment:
@@ -209,7 +223,7 @@ def _letters(part: Part) -> list[dead_letters.NewLetter]:
         dead_letters.NewLetter(
             claim=part.move.claim,
             offset=refusal.offset,
-            record_at=log.time_of(refusal.record_ms * 1000),
+            record_at=log.time_of(min(max(refusal.record_ms, 0), MAX_RECORD_MS) * 1000),
             key=refusal.key,
             value=refusal.value,
             reason=refusal.reason,

@@ -11,7 +11,9 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import structlog
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -19,7 +21,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from contracts import topics
 from runtime import kafka, metrics
 from runtime.failpoints import failpoint
-from runtime.kafka import KafkaConfig
+from runtime.kafka import KafkaConfig, TopicDescription
 from runtime.lifecycle import Refused, Stop, Transient, attempts
 from runtime.settings import IngestSettings
 from runtime.telemetry import Health
@@ -29,12 +31,17 @@ from storage.log import Counts
 from storage.offsets import Advance, Claim, Fenced
 from storage.vocabulary import Vocabulary
 from streams import positions
-from streams.accept import Intake, decoders
+from streams.accept import Disorder, Intake, decoders
 from streams.commit import BatchWriter, Part, Written
 from streams.notices import Notices
 
 TRANSACTION_TIMEOUT_S = 15
-CHECK_TOPICS_EVERY_S = 10.0
+CHECK_TOPICS_EVERY_S = 2.0
+BROKER_TIMEOUT_S = 4.0
+"""Seconds an answer of the broker is waited for: well below the 10 s in which a process must drain."""
+DRAIN_NOTICES_S = 2.0
+PAUSE_S = 0.2
+"""Seconds before joining again after a trouble that followed committed batches."""
 
 _log = structlog.get_logger(__name__)
 
@@ -87,13 +94,19 @@ class Ingest:
         """
         # Records are many small objects without cycles: the default thresholds would walk them for nothing.
         gc.set_threshold(200_000, 20, 50)
-        for attempt in attempts(self._stop):
-            try:
-                self._stay(once=once)
-                return self.totals
-            except (Unavailable, Transient) as error:
-                self._health.set_ready("ingest", False, f"waiting to try again (attempt {attempt}): {error}")
-                _log.warning("ingest.rejoin", attempt=attempt, error=str(error))
+        while not self._stop.is_set():
+            batches_before = self.totals.batches
+            for attempt in attempts(self._stop):
+                try:
+                    self._stay(once=once)
+                    return self.totals
+                except (Unavailable, Transient) as error:
+                    self._health.set_ready("ingest", False, f"waiting to try again (attempt {attempt}): {error}")
+                    metrics.rejoins.inc(1, _reason(error))
+                    _log.warning("ingest.rejoin", attempt=attempt, error=str(error))
+                if self.totals.batches > batches_before:
+                    break  # it worked between two troubles: the pauses grow from the shortest again
+            self._stop.wait(PAUSE_S)
         return self.totals
 
     def _stay(self, *, once: bool) -> None:
@@ -107,6 +120,10 @@ class Ingest:
         except (Fenced, Unavailable) as error:
             member.refuse_if_still_assigned(error)
             raise Rejoin(str(error)) from error
+        except Disorder as error:
+            raise Rejoin(str(error)) from error
+        except KafkaException as error:
+            raise Rejoin(f"Kafka: {error.args[0].str()}") from error
         finally:
             member.leave()
 
@@ -121,14 +138,8 @@ class Membership:
         self._settings = settings
         self._totals = totals
         self._stop = stop
-        self._engine = open_engine(
-            url, application_name="driftline-ingest", transaction_timeout_s=TRANSACTION_TIMEOUT_S
-        )
-        self._side_engine = open_engine(url, application_name="driftline-ingest-side", pooled=True)
-        self._connection = self._engine.connect()
-        self._vocabulary = Vocabulary(self._side_engine)
         self._admin = kafka.admin(kafka_config)
-        self._described = kafka.describe(kafka_config, list(topics.INPUTS), client=self._admin)
+        self._described = self._describe()
         self._claims: dict[tuple[str, int], Claim] = {}
         """By (physical topic, partition): what the group assigns to us and Postgres agrees to."""
         self._writer: BatchWriter | None = None
@@ -139,15 +150,26 @@ class Membership:
         self._ends: dict[tuple[str, int], int] = {}
         self._decoders = decoders()
         self._chunk = 1000
-        self._notices = Notices(kafka_config, self._side_engine)
-        self._consumer: Consumer = kafka.consumer(
-            kafka_config,
-            group=settings.group,
+        with ExitStack() as opened:
+            engine = open_engine(url, application_name="driftline-ingest", transaction_timeout_s=TRANSACTION_TIMEOUT_S)
+            self._connection = engine.connect()
+            opened.callback(self._drop_connection)
+            self._side_engine = open_engine(url, application_name="driftline-ingest-side", pooled=True)
+            opened.callback(self._side_engine.dispose)
+            self._vocabulary = Vocabulary(self._side_engine)
+            self._notices = Notices(kafka_config, self._side_engine)
+            self._consumer = self._join()
+            self._opened = opened.pop_all()
+
+    def _join(self) -> Consumer:
+        return kafka.consumer(
+            self._config,
+            group=self._settings.group,
             topics=list(topics.INPUTS),
             on_assign=self._assigned,
             on_revoke=self._revoked,
             on_lost=self._revoked,
-            session_timeout_s=settings.session_timeout_s,
+            session_timeout_s=self._settings.session_timeout_s,
         )
 
     # -- the loop --
@@ -166,13 +188,14 @@ class Membership:
             if collected:
                 quiet_since = time.monotonic()
             self._commit()
-            self._notices.send([claim.stream_id for claim in self._claims.values()])
+            self._notices.send(self._stream_ids())
             if once and self._claims and self._at_ends() and time.monotonic() - quiet_since > self._quiet_s():
-                return
+                break
             if time.monotonic() - checked_at > CHECK_TOPICS_EVERY_S:
                 self._check_topics()
                 checked_at = time.monotonic()
         self._commit()
+        self._notices.finish(self._stream_ids(), within_s=DRAIN_NOTICES_S)
 
     def leave(self) -> None:
         """Leaves the group and drops all connections."""
@@ -182,10 +205,11 @@ class Membership:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:
             _log.warning("ingest.close", error=str(error))
-        self._connection.invalidate()
+        self._opened.close()
+
+    def _drop_connection(self) -> None:
+        self._connection.invalidate()  # and not back to a pool: the claims were its backend's
         self._connection.close()
-        self._engine.dispose()
-        self._side_engine.dispose()
 
     def refuse_if_still_assigned(self, error: Exception) -> None:
         """After a failed commit: was the stream claimed by somebody while the group says it is ours?
@@ -223,7 +247,7 @@ class Membership:
         self._revoked(consumer, [])
         try:
             wanted = [(self._config.logical(p.topic), p.partition) for p in partitions]
-            described = kafka.describe(self._config, list(topics.INPUTS), client=self._admin)
+            described = self._describe()
             with mapped_errors(), self._connection.begin():
                 claims = positions.claim(self._connection, wanted, described, self._range)
             with mapped_errors(), self._connection.begin():
@@ -258,7 +282,15 @@ class Membership:
         self._writer = None
 
     def _range(self, topic: str, partition: int) -> tuple[int, int]:
-        return kafka.low_high(self._consumer, self._config.physical(topic), partition)
+        physical = self._config.physical(topic)
+        return kafka.low_high(self._consumer, physical, partition, timeout_s=BROKER_TIMEOUT_S)
+
+    def _describe(self) -> dict[str, TopicDescription]:
+        names = list(topics.INPUTS)
+        return kafka.describe(self._config, names, client=self._admin, timeout_s=BROKER_TIMEOUT_S)
+
+    def _stream_ids(self) -> list[int]:
+        return [claim.stream_id for claim in self._claims.values()]
 
     # -- collecting --
 
@@ -301,8 +333,9 @@ class Membership:
             if intake is None:
                 if place not in self._claims:
                     continue  # fetched before a rebalance took the partition away
-                topic = self._claims[place].stream.topic
-                intake = self._intakes[place] = Intake(topic, self._decoders[topic])
+                claim = self._claims[place]
+                topic = claim.stream.topic
+                intake = self._intakes[place] = Intake(topic, self._decoders[topic], next=claim.next_offset)
             intake.take(message)
             size += len(message)
         return size
@@ -317,7 +350,7 @@ class Membership:
 
     def _check_topics(self) -> None:
         """A topic recreated under a running process must stop it before its records are taken for old ones."""
-        described = kafka.describe(self._config, list(topics.INPUTS), client=self._admin)
+        described = self._describe()
         with self._connection.begin():
             rows = offsets.streams(self._connection)
         for topic, description in described.items():
@@ -367,6 +400,8 @@ class Membership:
             claim = self._claims[place]
             # position() is negative until something was polled; then the stored offset stands.
             next_offset = max(partition.offset, claim.next_offset)
+            if (intake := self._intakes.get(place)) is not None and intake.next > next_offset:
+                raise Disorder(f"{claim.stream}: offset {intake.next - 1} was taken, but the position is {next_offset}")
             if next_offset > claim.next_offset:
                 moves[place] = Advance(claim=claim, first=claim.next_offset, next=next_offset)
         return moves
@@ -392,5 +427,14 @@ class Membership:
             topic, partition = claim.stream.topic, str(claim.stream.partition)
             entries = self._writer.filter_entries(claim) if self._writer else 0
             metrics.filter_entries.set(entries, topic, partition)
+            if (newest := self._intakes.get(place)) is not None and newest.record_ms:
+                metrics.event_delay.set(max(0.0, time.time() - newest.record_ms[-1] / 1000), topic, partition)
             high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)[1]
             metrics.ingest_lag.set(max(0, high - claim.next_offset), topic, partition)
+
+
+def _reason(error: Exception) -> Literal["commit_error", "database_away", "kafka_error"]:
+    cause = error if isinstance(error, Unavailable) else error.__cause__
+    if isinstance(cause, Unavailable):
+        return "database_away"
+    return "commit_error" if isinstance(cause, Fenced) else "kafka_error"

@@ -1,0 +1,1 @@
+"""Tests: unit (no servers), integration (real servers), contract, reference, e2e, rules (each rule switched off)."""

@@ -1,0 +1,1 @@
+"""Tests on real servers: Postgres, the embedded broker, Apache Kafka."""
