@@ -1,0 +1,127 @@
+"""Predictions as answers that say what they knew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from contracts.scoring import NextEventQuantile, ScoreAnswer, ScoreRequest, StreamPosition, TypeProbability
+from learners.batch import Floats
+from learners.protocol import Prediction
+from scoring.models import Model
+from scoring.questions import Question, microseconds, now_of, query_of, time_of
+from scoring.refusals import Failed
+from scoring.state import Seen
+from storage.offsets import StreamRow
+from storage.sequences import SequenceEvent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """The model's answer to one question."""
+
+    history: Sequence[SequenceEvent]
+    seconds: tuple[float, ...]
+    """One for each quantile asked for; inf: perhaps nothing comes."""
+    types: tuple[str, ...]
+    probabilities: Floats
+    """[K] of `types`; the last is the model's unknown type."""
+
+
+def outlooks(
+    model: Model,
+    questions: Sequence[Question],
+    histories: Sequence[list[SequenceEvent]],
+    quantiles: tuple[float, ...],
+) -> list[Outlook]:
+    """One pass of the model over all questions."""
+    prediction = model.learner.predict(*query_of(questions, histories, quantiles))
+    seconds, probabilities = _numbers(prediction)
+    return [
+        Outlook(history=history, seconds=tuple(row), types=prediction.types, probabilities=shares)
+        for history, row, shares in zip(histories, seconds, probabilities, strict=True)
+    ]
+
+
+def answer(request: ScoreRequest, question: Question, outlook: Outlook, model: Model, seen: Seen) -> ScoreAnswer:
+    """The reply to a request.
+
+    For a user without a past asked about without a time, `asked_at` is the record time the model has learnt
+    up to, and the quantiles come without times: nothing says where on the calendar that user is.
+
+    :raises Failed: the model gave something that is no number.
+    """
+    _check(outlook, model)
+    now = now_of(question, outlook.history)
+    info = model.info
+    named, others = _types(outlook, request.types)
+    front = model.snapshot.front or model.snapshot.created_at
+    last = outlook.history[-1].at if outlook.history else None
+    return ScoreAnswer(
+        user_id=request.user_id,
+        request_id=request.request_id,
+        learner=info.learner,
+        learner_version=info.learner_version,
+        snapshot_id=info.snapshot_id,
+        snapshot_step=info.snapshot_step,
+        asked_at=time_of(microseconds(front) if now is None else now) or front,
+        events_seen=len(outlook.history),
+        last_event_at=None if last is None else time_of(last),
+        next_event=[
+            _quantile(quantile, seconds, now)
+            for quantile, seconds in zip(request.quantiles, outlook.seconds, strict=True)
+        ],
+        next_type=named,
+        other_types=others,
+        watermark=watermark(seen.standing.streams),
+        staleness_seconds=seen.standing.staleness_s,
+    )
+
+
+def watermark(streams: Sequence[StreamRow]) -> list[StreamPosition]:
+    """The streams that still move."""
+    return [
+        StreamPosition(
+            topic=row.stream.topic,
+            partition=row.stream.partition,
+            topic_id=row.stream.topic_id,
+            next_offset=row.next_offset,
+        )
+        for row in streams
+        if not row.retired
+    ]
+
+
+def _numbers(prediction: Prediction) -> tuple[list[list[float]], Floats]:
+    """Seconds [B][Q] and type probabilities [B, K]."""
+    seconds: list[list[float]] = prediction.quantiles.double().cpu().tolist()
+    return seconds, np.exp(prediction.type_log_probs.detach().double().cpu().numpy())
+
+
+def _check(outlook: Outlook, model: Model) -> None:
+    # NaN compares as False, so it fails both.
+    if all(seconds >= 0 for seconds in outlook.seconds) and bool((outlook.probabilities >= 0).all()):
+        return
+    raise Failed(
+        "the model's prediction is not a number",
+        where=f"snapshot {model.snapshot.id}",
+        todo="take the snapshot out of service (`driftline rollback`) and look at its training",
+    )
+
+
+def _quantile(quantile: float, seconds: float, now: int | None) -> NextEventQuantile:
+    if math.isinf(seconds):
+        return NextEventQuantile(quantile=quantile, seconds=None, at=None)
+    return NextEventQuantile(quantile=quantile, seconds=seconds, at=None if now is None else time_of(now, seconds))
+
+
+def _types(outlook: Outlook, wanted: int) -> tuple[list[TypeProbability], float]:
+    """The most probable known types, the first of equals first; and what is left."""
+    known = outlook.probabilities[:-1]
+    best = np.argsort(-known, kind="stable")[:wanted]
+    named = [TypeProbability(type=outlook.types[n], probability=float(known[n])) for n in best]
+    left = float(outlook.probabilities.sum()) - math.fsum(one.probability for one in named)
+    return named, max(left, 0.0)

@@ -1,0 +1,198 @@
+"""The thread that answers: a batch of requests, one read of Postgres, one pass of the model.
+
+A batch uses one model and one watermark from its first to its last request. Whatever goes wrong in it, every
+request of it is told, and the thread goes on.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+import torch
+
+from contracts.scoring import ScoreAnswer, ScoreRequest
+from runtime import metrics
+from scoring.answers import Outlook, answer, outlooks
+from scoring.intake import Done, Intake, Waiting
+from scoring.models import Model
+from scoring.questions import Question, question_of
+from scoring.refusals import Failed, NotReady, Refusal
+from scoring.shelf import Shelf
+from scoring.state import Seen, StateReader
+from storage.engine import Unavailable
+
+PROBE_S = 1.0
+"""Without requests Postgres is asked so often whether it is there."""
+_PAUSE_FIRST_S, _PAUSE_LONGEST_S = 0.1, 5.0
+_log = structlog.get_logger(__name__)
+
+
+class Engine:
+    """Answers requests (`submit`) until it is closed."""
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        reader: StateReader,
+        shelf: Shelf,
+        threads: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """:param threads: torch threads of the model's pass."""
+        self.read_at = float("-inf")
+        """When Postgres last answered, by `clock`."""
+        self.trouble = "Postgres was not asked yet"
+        """Why user state cannot be read; "" while it can."""
+        self._intake = intake
+        self._reader = reader
+        self._shelf = shelf
+        self._threads = threads
+        self._clock = clock
+        self._failures = 0
+        self._again_at = float("-inf")
+        self._in_hand: list[Waiting] = []
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Answers from now on."""
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def submit(self, request: ScoreRequest, done: Done) -> None:
+        """Has a request answered: `done` is called with the answer or the refusal.
+
+        :raises Overloaded, NotReady: it was not even queued.
+        """
+        self._intake.put(Waiting(request, done))
+
+    def close(self, timeout_s: float) -> None:
+        """Refuses new requests, finishes those it has, and after `timeout_s` refuses the rest."""
+        self._intake.close()
+        self._thread.join(timeout_s)
+        rest = list(self._in_hand)
+        while batch := self._intake.take(0.0):
+            rest += batch
+        _tell_all(rest, NotReady("the process stopped before it could answer", todo="ask another one"))
+
+    # -- the thread --
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        while True:
+            pause_s = min(max(self._again_at - self._clock(), 0.0), PROBE_S) if self._failures else PROBE_S
+            self._in_hand = self._intake.take(pause_s)
+            metrics.score_queue.set(len(self._intake))
+            if not self._in_hand and self._intake.closed:
+                return
+            try:
+                self._handle(self._in_hand)
+            except Exception as error:  # the thread must go on, and nobody may wait for ever
+                _log.exception("score.failed", requests=len(self._in_hand))
+                self.trouble = f"{type(error).__name__}: {error}"
+                _tell_all(self._in_hand, Failed("something broke; the log says what"))
+            self._in_hand = []
+
+    def _handle(self, batch: list[Waiting]) -> None:
+        """Answers a batch; an empty one only asks whether Postgres is there."""
+        if self._failures and self._clock() < self._again_at:
+            _tell_all(batch, NotReady(self.trouble))
+            return
+        model = self._shelf.current
+        if model is None or not batch:
+            if self._guarded(lambda: self._read([]), batch):
+                _tell_all(batch, NotReady("no snapshot is loaded yet"))
+            return
+        metrics.score_batch_rows.observe(len(batch))
+        self._guarded(lambda: self._answer(model, batch), batch)
+
+    def _guarded(self, work: Callable[[], object], batch: list[Waiting]) -> bool:
+        """Runs what reads Postgres; while it is away, everybody is told at once and tries are spaced out."""
+        try:
+            work()
+        except Exception as error:
+            if batch and not isinstance(error, Unavailable | NotReady):
+                raise
+            if not self._failures:
+                _log.warning("score.postgres_away", error=str(error))
+            self._failures += 1
+            pause_s = min(_PAUSE_FIRST_S * 2 ** min(self._failures, 10), _PAUSE_LONGEST_S)
+            self._again_at = self._clock() + pause_s * random.uniform(0.5, 1.0)
+            self.trouble = f"user state cannot be read: {error}"
+            _tell_all(batch, NotReady(self.trouble))
+            return False
+        return True
+
+    def _read(self, questions: Sequence[Question], last_n: int = 1) -> Seen:
+        seen = self._reader.read([question.ask(last_n) for question in questions])
+        if self._failures:
+            _log.info("score.postgres_back", failures=self._failures)
+        self._failures, self.trouble, self.read_at = 0, "", self._clock()
+        self._shelf.nudge(seen.standing.newest_live)
+        if seen.standing.staleness_s is not None:
+            metrics.staleness.set(seen.standing.staleness_s)
+        return seen
+
+    def _answer(self, model: Model, batch: list[Waiting]) -> None:
+        """:raises Unavailable, NotReady: nobody was told yet."""
+        try:
+            replies = self._replies(model, [waiting.request for waiting in batch])
+        except (Unavailable, NotReady):
+            raise
+        except Exception:
+            if len(batch) == 1:
+                raise
+            _log.warning("score.batch_failed", requests=len(batch), exc_info=True)
+            for waiting in batch:  # one of them may be what breaks the others
+                self._alone(model, waiting)
+            return
+        for waiting, reply in zip(batch, replies, strict=True):
+            waiting.done(reply)
+
+    def _alone(self, model: Model, waiting: Waiting) -> None:
+        try:
+            self._answer(model, [waiting])
+        except (Unavailable, NotReady) as error:
+            waiting.done(NotReady(f"user state cannot be read: {error}"))
+        except Exception:
+            _log.exception("score.failed", requests=1)
+            waiting.done(Failed("something broke; the log says what"))
+
+    def _replies(self, model: Model, requests: Sequence[ScoreRequest]) -> list[ScoreAnswer | Refusal]:
+        questions = [question_of(request) for request in requests]
+        distinct = list(dict.fromkeys(questions))
+        seen = self._read(distinct, model.learner.needs.last_n)
+        histories = dict(zip(distinct, seen.histories, strict=True))
+        groups: dict[tuple[float, ...], dict[Question, None]] = {}
+        for request, question in zip(requests, questions, strict=True):
+            groups.setdefault(request.quantiles, {})[question] = None
+        found: dict[tuple[float, ...], dict[Question, Outlook]] = {}
+        for quantiles, asked in groups.items():
+            results = outlooks(model, list(asked), [histories[question] for question in asked], quantiles)
+            found[quantiles] = dict(zip(asked, results, strict=True))
+        return [
+            _reply(request, question, found[request.quantiles][question], model, seen)
+            for request, question in zip(requests, questions, strict=True)
+        ]
+
+
+def _reply(
+    request: ScoreRequest, question: Question, outlook: Outlook, model: Model, seen: Seen
+) -> ScoreAnswer | Refusal:
+    try:
+        return answer(request, question, outlook, model, seen)
+    except Failed as failed:
+        _log.error("score.not_a_number", snapshot=model.snapshot.id, user_id=request.user_id)
+        return failed
+
+
+def _tell_all(batch: Sequence[Waiting], refusal: Refusal) -> None:
+    for waiting in batch:
+        waiting.done(refusal)

@@ -1,0 +1,117 @@
+"""Requests as a learner reads them: histories side by side, one row a question.
+
+Two requests are one question when they ask for the same user as of the same time. A stack is never shared
+between two times: a learner's view of an event depends on where its history begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from contracts.scoring import ScoreRequest
+from learners.batch import Context, Query, Strings
+from scoring.refusals import Invalid
+from storage.sequences import RELATION_COUNTERPART, HistoryAsk, SequenceEvent
+
+KIND_NAMES: Final = {1: "user", 2: "payment", 3: "relation", 4: "relation"}
+_FOREVER = 2**62
+"""Microseconds; later than any event time."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_decoder = msgspec.json.Decoder(ScoreRequest)
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whose next event, as of when."""
+
+    user: str
+    at: int | None
+    """Event time, microseconds since 1970; None = an instant after the user's newest event."""
+
+    def ask(self, last_n: int) -> HistoryAsk:
+        """The history it needs."""
+        return HistoryAsk(user=self.user, before=_FOREVER if self.at is None else self.at, last_n=last_n)
+
+
+def decode(body: bytes) -> ScoreRequest:
+    """A request from its JSON.
+
+    :raises Invalid: it is none; says where and what.
+    """
+    try:
+        request = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Invalid(str(error), where="request body", todo="send a ScoreRequest as JSON") from error
+    if "\0" in request.user_id:
+        raise Invalid("U+0000 stands in no id", where="$.user_id", todo="correct the id")
+    return request
+
+
+def question_of(request: ScoreRequest) -> Question:
+    """The question behind a request."""
+    return Question(request.user_id, None if request.at is None else microseconds(request.at))
+
+
+def query_of(
+    questions: Sequence[Question], histories: Sequence[Sequence[SequenceEvent]], quantiles: tuple[float, ...]
+) -> tuple[Context, Query]:
+    """One stack and one row a question, in the order given."""
+    lengths = [len(history) for history in histories]
+    now = [now_of(question, history) for question, history in zip(questions, histories, strict=True)]
+    query = Query(
+        stack=np.arange(len(questions), dtype=np.int64),
+        visible=np.array(lengths, np.int64),
+        now=np.array([at or 0 for at in now], np.int64),
+        quantiles=quantiles,
+    )
+    return context_of(histories), query
+
+
+def now_of(question: Question, history: Sequence[SequenceEvent]) -> int | None:
+    """Event time the question stands at, microseconds; None: nobody said, and nothing is known of the user."""
+    if question.at is not None:
+        return question.at
+    return history[-1].at if history else None
+
+
+def context_of(stacks: Sequence[Sequence[SequenceEvent]]) -> Context:
+    """Histories as a learner reads them: exactly as `train` shows them (`streams.histories.context_of`)."""
+    events = [event for stack in stacks for event in stack]
+    return Context(
+        offsets=np.cumsum([0, *(len(stack) for stack in stacks)]).astype(np.int64),
+        at=np.array([event.at for event in events], np.int64),
+        kind=_strings([KIND_NAMES[event.kind] for event in events]),
+        type=_strings([event.type for event in events]),
+        item=_strings([event.item for event in events]),
+        amount=np.array([event.amount or 0 for event in events], np.int64),
+        currency=_strings([event.currency for event in events]),
+        other=_strings([event.other for event in events]),
+        role=_strings(["counterpart" if event.kind == RELATION_COUNTERPART else "actor" for event in events]),
+        key=np.array([event.key for event in events], np.int64),
+    )
+
+
+def microseconds(at: datetime) -> int:
+    """Microseconds since 1970 of a time with a zone."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def time_of(at: int, seconds: float = 0.0) -> datetime | None:
+    """The UTC time `seconds` after `at` microseconds since 1970; None where no calendar reaches."""
+    try:
+        return _EPOCH + timedelta(microseconds=at, seconds=seconds)
+    except OverflowError:
+        return None
+
+
+def _strings(values: Sequence[str | None]) -> Strings:
+    array = np.empty(len(values), np.object_)
+    array[:] = values
+    return array

@@ -1,0 +1,145 @@
+"""`driftline score`: what comes next for a user, and when, over HTTP.
+
+Three threads and one asynchronous edge: the edge (`web`) puts requests into an intake, the engine takes them
+out in batches and answers, the shelf puts newer models in place, and this thread watches them. Answers come
+from the newest live snapshot and from user state as of one watermark; see `protocol.md` of the design, rules
+11 and 19.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path
+
+import structlog
+import torch
+
+from contracts.scoring import ModelInfo
+from learners.build import BUILDERS
+from runtime.lifecycle import Stop, Trouble, Usage
+from runtime.settings import ScoreSettings
+from runtime.telemetry import Health
+from scoring.engine import PROBE_S, Engine
+from scoring.intake import Intake
+from scoring.models import Model
+from scoring.server import Server
+from scoring.shelf import Shelf
+from scoring.state import StateReader
+from scoring.web import application
+from storage.engine import open_engine
+
+TRANSACTION_TIMEOUT_S = 5.0
+LATELY_S = 5.0
+"""Ready means: Postgres answered within so many seconds."""
+DRAIN_S, SEND_S, SHELF_S = 5.0, 2.0, 1.5
+"""Seconds left, at a stop, to requests taken in, to replies being sent, to a model being built."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Score:
+    """The process. `run` returns once `stop` is set and what was asked is answered."""
+
+    def __init__(
+        self, *, postgres_url: str, snapshots: Path, settings: ScoreSettings, health: Health, stop: Stop
+    ) -> None:
+        """
+        :param snapshots: folder of the snapshot files.
+        :raises Usage: the port is taken, or there is no such learner or device.
+        """
+        _check(settings)
+        self._settings = settings
+        self._health = health
+        self._stop = stop
+        for part in ("model", "postgres", "http"):
+            health.set_ready(part, False, "starting")
+        self._server = Server(host=settings.host, port=settings.port)
+        self._postgres = open_engine(
+            postgres_url,
+            application_name="driftline-score",
+            transaction_timeout_s=TRANSACTION_TIMEOUT_S,
+            pooled=True,
+        )
+        self._shelf = Shelf(
+            postgres=self._postgres,
+            folder=snapshots,
+            learner=settings.learner,
+            device=settings.device,
+            poll_s=settings.poll_s,
+            changed=self._model_changed,
+        )
+        self._engine = Engine(
+            intake=Intake(
+                batch_size=settings.batch_size, batch_wait_s=settings.batch_wait_s, max_queue=settings.max_queue
+            ),
+            reader=StateReader(self._postgres, learner=settings.learner),
+            shelf=self._shelf,
+            threads=settings.threads,
+        )
+
+    @property
+    def port(self) -> int:
+        """TCP port of the HTTP server, open from the constructor on."""
+        return self._server.port
+
+    def models(self) -> list[ModelInfo]:
+        """Who answers."""
+        current = self._shelf.current
+        return [] if current is None else [current.info]
+
+    def run(self) -> None:
+        """Serves until stopped; then drains in less than ten seconds.
+
+        :raises Trouble: one of its threads ended by itself.
+        """
+        torch.set_num_threads(self._settings.threads)
+        torch.use_deterministic_algorithms(True)
+        # What lives for ever need not be walked again and again: each walk would be somebody's slow answer.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        self._shelf.start()
+        self._engine.start()
+        page = application(submit=self._engine.submit, models=self.models, health=self._health)
+        self._server.start(page, drain_s=SEND_S)
+        self._health.set_ready("http", True)
+        _log.info("score.listening", host=self._settings.host, port=self.port)
+        try:
+            while not self._stop.wait(PROBE_S / 2):
+                self._watch()
+        finally:
+            self._drain()
+
+    def _watch(self) -> None:
+        silent_s = time.monotonic() - self._engine.read_at
+        why = self._engine.trouble
+        if not why and silent_s > LATELY_S:
+            why = f"Postgres has not answered for {silent_s:.0f} s"
+        self._health.set_ready("postgres", not why, why)
+        for thread in (self._shelf, self._engine, self._server):
+            if not thread.is_alive():
+                raise Trouble(f"the {type(thread).__name__.lower()}'s thread ended", where="score")
+
+    def _drain(self) -> None:
+        self._health.set_ready("http", False, "stopping")
+        self._engine.close(DRAIN_S)
+        self._server.close(SEND_S + 1.0)
+        self._shelf.close(SHELF_S)
+        self._postgres.dispose()
+        _log.info("score.stopped", reason=self._stop.reason)
+
+    def _model_changed(self, model: Model | None, why: str) -> None:
+        self._health.set_ready("model", model is not None, why)
+
+
+def _check(settings: ScoreSettings) -> None:
+    if settings.learner not in BUILDERS:
+        known = ", ".join(sorted(BUILDERS))
+        raise Usage(f"no learner {settings.learner!r}", where="setting score.learner", todo=f"known: {known}")
+    if settings.device == "auto":
+        return
+    try:
+        torch.empty(0, device=settings.device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA says it with an assertion
+        reason = str(error).splitlines()[0]
+        raise Usage(f"device {settings.device!r}: {reason}", where="setting score.device", todo='try "auto"') from None

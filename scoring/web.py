@@ -1,0 +1,135 @@
+"""The HTTP edge: the only asynchronous part.
+
+POST /v1/score    ScoreRequest -> ScoreAnswer (contracts/scoring.py), or {"error": {...}}
+GET  /v1/models   [ModelInfo, ...]: who answers
+GET  /healthz     it answers
+GET  /readyz      200 or 503, with reasons
+GET  /metrics     Prometheus
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter
+from typing import Final
+
+import msgspec
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from contracts.scoring import ModelInfo, ScoreAnswer, ScoreRequest
+from runtime import metrics
+from runtime.telemetry import Health
+from scoring.intake import Done
+from scoring.questions import decode
+from scoring.refusals import Failed, Invalid, NotReady, Outcome, Overloaded, Refusal
+
+MAX_BODY_BYTES: Final = 64 * 1024
+ANSWER_S: Final = 15.0
+"""A request not answered in so many seconds is refused: something hangs."""
+RETRY_AFTER_S: Final = 1
+STATUS: Final[dict[Outcome, int]] = {"invalid": 400, "overloaded": 429, "not_ready": 503, "failed": 500}
+
+Submit = Callable[[ScoreRequest, Done], None]
+"""Has a request answered.
+
+:raises Overloaded, NotReady: it was refused at once.
+"""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def application(*, submit: Submit, models: Callable[[], list[ModelInfo]], health: Health) -> Starlette:
+    """:param models: who answers now."""
+
+    async def score(request: Request) -> Response:
+        with metrics.request_seconds.time():
+            try:
+                reply = await _asked(submit, decode(await _body(request)))
+            except (Invalid, Overloaded, NotReady) as refusal:
+                reply = refusal
+            if isinstance(reply, ScoreAnswer):
+                metrics.score_requests.inc(1, "answered")
+                return _json(reply)
+            metrics.score_requests.inc(1, reply.outcome)
+            return _refused(reply)
+
+    async def list_models(request: Request) -> Response:
+        return _json(models())
+
+    async def healthz(request: Request) -> Response:
+        return _json({"alive": True})
+
+    async def readyz(request: Request) -> Response:
+        ready = health.is_ready()
+        return _json({"ready": ready, "parts": health.report()}, status=200 if ready else 503)
+
+    async def numbers(request: Request) -> Response:
+        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encoder(metrics.REGISTRY), headers={"content-type": content_type})
+
+    return Starlette(
+        routes=[
+            Route("/v1/score", score, methods=["POST"]),
+            Route("/v1/models", list_models),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/metrics", numbers),
+        ],
+        exception_handlers={HTTPException: _no_such_page},
+    )
+
+
+async def _asked(submit: Submit, request: ScoreRequest) -> ScoreAnswer | Refusal:
+    """Hands a request to the engine's thread and waits for its reply."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[ScoreAnswer | Refusal] = loop.create_future()
+    started = perf_counter()
+
+    def settle(reply: ScoreAnswer | Refusal) -> None:
+        if not future.done():
+            future.set_result(reply)
+
+    def done(reply: ScoreAnswer | Refusal) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, reply)
+
+    submit(request, done)
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await future
+    except TimeoutError:
+        raise NotReady(f"no answer within {perf_counter() - started:.0f} s") from None
+
+
+async def _body(request: Request) -> bytes:
+    """:raises Invalid: it is larger than any request needs."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise Invalid(f"more than {MAX_BODY_BYTES} bytes", where="request body", todo="send one ScoreRequest")
+    return bytes(body)
+
+
+def _refused(refusal: Refusal) -> Response:
+    status = STATUS[refusal.outcome]
+    again = {} if isinstance(refusal, Invalid | Failed) else {"retry-after": str(RETRY_AFTER_S)}
+    said = {"reason": refusal.outcome, "message": refusal.what, "where": refusal.where, "todo": refusal.todo}
+    return _json({"error": said}, status=status, headers=again)
+
+
+async def _no_such_page(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = {"reason": "invalid", "message": error.detail, "where": f"{request.method} {request.url.path}"}
+    todo = "POST /v1/score; GET /v1/models, /healthz, /readyz, /metrics"
+    return _json({"error": {**said, "todo": todo}}, status=error.status_code, headers=dict(error.headers or {}))
+
+
+def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_encode(value), status_code=status, headers=headers, media_type="application/json")
