@@ -19,7 +19,7 @@ from learners.blocks.histories import last_at, last_seen
 from learners.blocks.interval import rows_with, tick_of
 from learners.coding import check_like, check_names
 from learners.protocol import Loss, Losses, Needs, Prediction, Report, State
-from learners.vocabulary import UNKNOWN, Numbered, Vocabulary, rows_for
+from learners.vocabulary import UNKNOWN, UNKNOWN_NAME, Numbered, Vocabulary, rows_for
 
 RATES: Final = 10.0 ** -np.arange(-3.0, 9.0, 0.5)
 """[J] per second: mean gaps from a millisecond to thirty years."""
@@ -59,7 +59,7 @@ class MarkovFloor:
             quantiles[:, column] = _quantile(alive, q)
         return Prediction(
             quantiles=torch.from_numpy(quantiles),
-            types=(*self._vocabulary.names, "\x00unknown"),
+            types=(*self._vocabulary.names, UNKNOWN_NAME),
             type_log_probs=torch.from_numpy(np.concatenate([types[:, 1:], types[:, :1]], axis=1)),
             memo=(query.now, types, alive),
         )

@@ -39,13 +39,15 @@ from learners.models.prompttpp import (
 )
 from learners.protocol import ForeignState, Loss, Losses, Needs, Prediction, Report, ServingOnly, State
 from learners.randomness import uniform, uniform_tensor
-from learners.vocabulary import UNKNOWN, Vocabulary, rows_for
+from learners.vocabulary import UNKNOWN, UNKNOWN_NAME, Vocabulary, rows_for
 
 VERSION: Final = "1"
 GAPS_FOR_UNIT: Final = 256
 DEFAULT_UNIT_S: Final = 3600.0
 TYPE_EDGES: Final = np.concatenate([[0.0], 10.0 ** np.linspace(-3, 3, 10)])
 """Panels, units from now, over which types are averaged; two nodes in each."""
+TO_NODES: Final = 2.0 * torch.tensor([[1 / 4, 1 / 4 + 3**0.5 / 6], [1 / 4 - 3**0.5 / 6, 1 / 4]], dtype=torch.float64)
+"""Integrals up to each of a panel's two Gauss nodes from the two pieces of the whole (Butcher 1964)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class PromptTPP:
         self.config: Final = config or PromptTPPConfig()
         self._vocabulary = Vocabulary(self.config.max_types)
         self._weights = initial_weights(self.config, TYPE_BLOCK)
-        self._fill_row(UNKNOWN, "\x00unknown")
+        self._fill_row(UNKNOWN, UNKNOWN_NAME)
         self._moments: Weights | None = initial_moments(self._weights)
         self._counts = dict.fromkeys(("steps", "pool_steps", "events", "gaps"), 0)
         self._log_gaps = 0.0
@@ -107,7 +109,7 @@ class PromptTPP:
         with torch.no_grad():
             return Prediction(
                 quantiles=self._quantiles(memo.encoding, query.quantiles),
-                types=(*self._vocabulary.names, "\x00unknown"),
+                types=(*self._vocabulary.names, UNKNOWN_NAME),
                 type_log_probs=self._types(memo.encoding),
                 memo=memo,
             )
@@ -132,7 +134,7 @@ class PromptTPP:
         if learning and self._unknown_turn:
             hidden = uniform(c.seed, "unknown", histories.key) < c.unknown_rate * c.unknown_every
             types = np.where(hidden, UNKNOWN, types)
-        with torch.set_grad_enabled(learning or shared):
+        with torch.set_grad_enabled(learning or (shared and torch.is_grad_enabled())):
             encoding = encode(leaves, c, histories, torch.from_numpy(types))
         return Memo(encoding=encoding, leaves=leaves, step=self._counts["steps"])
 
@@ -166,8 +168,11 @@ class PromptTPP:
         panel = pieces.sum(-1)
         after = panel.cumsum(1)
         reached = torch.exp(panel - after)  # alive at the start of each panel
-        mass = (reached * -torch.expm1(-panel)).unsqueeze(-1) * pieces / panel.unsqueeze(-1)
-        share = mass.flatten(1)  # [B, P * 2]
+        # Inside a panel a node counts by its density: rate times being alive there.
+        until = pieces @ TO_NODES
+        dense = pieces * torch.exp(until.amin(-1, keepdim=True) - until)
+        dense = dense / dense.sum(-1, keepdim=True)
+        share = ((reached * -torch.expm1(-panel)).unsqueeze(-1) * dense).flatten(1)  # [B, P * 2]
         share[:, -1] += torch.exp(-after[:, -1])  # what comes later has the last node's types
         given = type_logits(self._weights, state, len(self._vocabulary)).softmax(-1)
         probability = torch.bmm(share.float().unsqueeze(1), given).squeeze(1).double()
@@ -269,7 +274,7 @@ class PromptTPP:
             memo = self._forward(self._histories(batch.context, batch.query), learning=True)
         else:
             memo = self._memo(prediction)
-            if self._unknown_turn:
+            if self._unknown_turn or not memo.encoding.start.requires_grad:
                 memo = self._forward(memo.encoding.histories, learning=True)
         w, encoding = memo.leaves, memo.encoding
         shared = [nll for scored, nll in memo.scored if scored is target]

@@ -51,7 +51,9 @@ class Frozen:
         return self._events is None or self._events >= self.warmup_events
 
     def predict(self, context: Context, query: Query) -> Prediction:
-        return self._inner.predict(context, query)
+        """As the inner learner; once frozen, without keeping a graph nobody will go back through."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self._inner.predict(context, query)
 
     def score(self, prediction: Prediction, target: Target) -> Losses:
         return self._inner.score(prediction, target)

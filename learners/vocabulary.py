@@ -18,6 +18,8 @@ from learners.coding import from_json_tensor, json_tensor
 from learners.protocol import ForeignState
 
 UNKNOWN = 0
+UNKNOWN_NAME = "\x00unknown"
+"""Last name of a `Prediction.types`; no producer can send it, since NUL passes no text column of Postgres."""
 BLOCK = 4096
 """Rows by which a table of ids grows."""
 

@@ -200,8 +200,9 @@ def initial_weights(config: PromptTPPConfig, rows: int) -> Weights:
         "qkv": draw("qkv", c.layers, c.heads, token, 3 * c.hidden, bound=token**-0.5),
         "qkv_bias": torch.zeros(c.layers, c.heads, 1, 3 * c.hidden),
         "rate": draw("rate", out, bound=0.5 * out**-0.5),
-        # Scale 8 and softplus(-2) = 1/8: one event per unit of time, with room above and below.
-        "rate_bias": torch.tensor([-2.0]),
+        # 8 softplus(-3.45) = 1/4 of an event per unit, with room above and below: a geometric mean of gaps
+        # lies below their mean, by 1.8 for exponential gaps and by 18 for StackOverflow's.
+        "rate_bias": torch.tensor([-3.45]),
         "rate_scale": torch.tensor([math.log(8.0)]),
         "out": torch.zeros(rows, out),
         "out_bias": torch.zeros(rows),
