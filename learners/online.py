@@ -410,8 +410,10 @@ class PromptTPP:
             check_like(name, state[name], tensor)
         counts = state["counts"].tolist() if full else [0] * len(self._counts)
         self._vocabulary = vocabulary
-        self._weights = {name: tensor.detach().clone() for name, tensor in below("weights.", state).items()}
-        self._moments = {n: t.detach().clone() for n, t in below("moments.", state).items()} if full else None
+        # In our own order of names, not the state's (a file's is arbitrary): norms are summed in it.
+        self._weights = {name: state[f"weights.{name}"].detach().clone() for name in weights}
+        names = initial_moments(weights) if full else {}
+        self._moments = {name: state[f"moments.{name}"].detach().clone() for name in names} if full else None
         self._counts = dict(zip(self._counts, counts, strict=True))
         self._unit_us = float(state["time_unit_us"])
         self._log_gaps = float(state["log_gaps"]) if full else 0.0

@@ -90,7 +90,7 @@ def read(folder: Path, snapshot_id: str, *, sha256: str) -> tuple[dict[str, NDAr
     found = digest(tensors)
     if found != sha256 or manifest.get("sha256") != sha256:
         raise BadSnapshot(f"{file} holds other bytes than were written: sha256 {found}, registered {sha256}")
-    return tensors, manifest
+    return dict(sorted(tensors.items())), manifest
 
 
 def remove(folder: Path, snapshot_id: str) -> None:
