@@ -27,6 +27,7 @@ def add_to(app: typer.Typer) -> None:
     """The verbs of this file."""
     app.command("ingest", epilog=example("driftline ingest", "driftline ingest --once --json"))(ingest)
     app.command("train", epilog=example("driftline train --learner prompttpp", "driftline train --once --json"))(train)
+    app.command("score", epilog=example("driftline score", "driftline score --learner prompttpp --port 8080"))(score)
 
 
 def ingest(context: typer.Context, once: Once = False, port: Port = None, json: AsJson = False) -> None:
@@ -78,6 +79,27 @@ def train(
     else:
         said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in asdict(totals).items())
         say(f"{settings.learner}: {said}")
+
+
+def score(
+    context: typer.Context,
+    learner: Annotated[str | None, typer.Option(metavar="NAME", help="Whose snapshots answer.")] = None,
+    port: Port = None,
+) -> None:
+    """Answer what comes next for a user, and when, over HTTP (POST /v1/score). Ctrl-C drains."""
+    from scoring.score import Score
+
+    call = session(context)
+    given = {"learner": learner, "port": port}
+    settings = call.settings.score.model_copy(update={name: v for name, v in given.items() if v is not None})
+    with _process(call, "score", None) as (health, stop):  # its pages are its own server's
+        Score(
+            postgres_url=call.postgres_url,
+            snapshots=call.settings.snapshots,
+            settings=settings,
+            health=health,
+            stop=stop,
+        ).run()
 
 
 @contextmanager

@@ -1,0 +1,136 @@
+"""`offsets show` and `offsets adopt`: how far each stream has been read, and what to do when Kafka changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from contracts import topics
+from driftline import adopt as adoption
+from driftline.adopt import Act, Change
+from driftline.commands import AsJson, example, session
+from driftline.session import Session
+from driftline.shown import as_json, note, say, table
+from runtime import kafka
+from runtime.lifecycle import Transient
+from storage import offsets as stored
+from storage.offsets import Fenced, StreamRow
+from streams.positions import Range
+
+offsets = typer.Typer(help="How far each stream has been read.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    """The verbs of this file."""
+    offsets.command("show", epilog=example("driftline offsets show", "driftline offsets show --all --json"))(show)
+    offsets.command("adopt", epilog=example("driftline offsets adopt", "driftline offsets adopt --yes"))(adopt)
+    app.add_typer(offsets, name="offsets")
+
+
+def show(
+    context: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="Streams of replaced topics too.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Print the next offset to read of each stream, as Postgres has it. Their ids and offsets make a cursor."""
+    with session(context).reading() as connection:
+        rows = [row for row in stored.streams(connection) if everything or not row.retired]
+    if json:
+        as_json(rows)
+        return
+    table(
+        ["stream", "topic", "partition", "next offset", "epoch", "life", "retired", "topic id", "cluster"],
+        [
+            (
+                str(row.stream_id),
+                row.stream.topic,
+                row.stream.partition,
+                row.next_offset,
+                row.epoch,
+                row.stream.life,
+                row.retired,
+                row.stream.topic_id,
+                row.stream.cluster_id,
+            )
+            for row in rows
+        ],
+    )
+
+
+def adopt(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    undrained: Annotated[
+        bool, typer.Option("--undrained", help="Adopt new partitions though old ones hold unread records.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Take Kafka as it is now: a recreated topic, another broker, new partitions, offsets that are gone.
+
+    Shows what it would do, and asks. What is given up stays visible: gaps as segments marked lost, replaced
+    topics as retired streams. Exit 3 when it must not be done.
+    """
+    call = session(context)
+    changes = planned(call, undrained=undrained)
+    if not json:
+        _show(changes)
+    if changes and not yes:
+        typer.confirm("Do it?", abort=True, err=True)
+    with call.writing() as connection:
+        try:
+            adoption.apply(connection, changes)
+        except Fenced as error:
+            raise Transient(str(error), todo="stop `ingest`, and run it again") from None
+    if json:
+        as_json([asdict(change) for change in changes])
+    elif changes:
+        say("done; start `driftline ingest` again")
+
+
+def planned(call: Session, *, undrained: bool = False) -> list[Change]:
+    """What adopting would do.
+
+    :raises Refused: it must not be done.
+    """
+    with call.reading() as connection:
+        rows = stored.streams(connection)
+    described = kafka.describe(call.kafka, list(topics.INPUTS))
+
+    def first_new(row: StreamRow, end: int) -> int:
+        from driftline.audit import first_unexplained
+
+        note(f"{row.stream.topic}[{row.stream.partition}] lost its end; comparing what it holds with what was read ...")
+        return first_unexplained(
+            call.postgres_url,
+            call.kafka,
+            row.stream_id,
+            end,
+            duplicate_window=call.settings.ingest.duplicate_window,
+        )
+
+    with ranges(call) as range_of:
+        return adoption.plan(rows, described, range_of, first_new, undrained=undrained)
+
+
+@contextmanager
+def ranges(call: Session) -> Iterator[Range]:
+    """A way to ask for a partition's first offset and end."""
+    consumer = kafka.consumer(call.kafka, group="driftline-look")
+    try:
+        yield lambda topic, partition: kafka.low_high(consumer, call.kafka.physical(topic), partition)
+    finally:
+        consumer.close()
+
+
+def _show(changes: list[Change]) -> None:
+    if not changes:
+        say("nothing to adopt: Kafka is as Postgres remembers it")
+        return
+    rows = [(change.act, change.stream.topic, change.stream.partition, change.offset, change.why) for change in changes]
+    table(["", "topic", "partition", "at", "because"], rows)
+    if any(change.act is Act.RETIRE for change in changes):
+        say("what the retired streams' topics held beyond these offsets was not read and will not be")

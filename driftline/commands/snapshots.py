@@ -1,0 +1,89 @@
+"""`snapshots list|show|verify`: what the registry says, and whether the files agree."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from driftline.commands import AsJson, Limit, example, session
+from driftline.shown import as_json, say, table
+from runtime.lifecycle import Exit, Usage
+from storage import registry
+from storage import snapshots as files
+from storage.registry import Snapshot
+
+snapshots = typer.Typer(help="Snapshots of the learners' weights.", no_args_is_help=True)
+OfLearner = Annotated[str | None, typer.Option("--learner", metavar="NAME", help="Of this learner only.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """The verbs of this file."""
+    snapshots.command("list", epilog=example("driftline snapshots list --learner prompttpp"))(list_snapshots)
+    snapshots.command("show", epilog=example("driftline snapshots show prompttpp-1-0000000040"))(show)
+    snapshots.command("verify", epilog=example("driftline snapshots verify", "driftline snapshots verify --json"))(
+        verify
+    )
+    app.add_typer(snapshots, name="snapshots")
+
+
+def list_snapshots(context: typer.Context, learner: OfLearner = None, limit: Limit = 50, json: AsJson = False) -> None:
+    """List snapshots, the newest first."""
+    with session(context).reading() as connection:
+        found = registry.snapshots(connection, learner, limit=limit)
+    if json:
+        as_json([_fields(one) for one in found])
+        return
+    table(
+        ["id", "learner", "branch", "step", "status", "pinned", "created", "sha256"],
+        [(s.id, s.learner, s.branch, s.step, s.status, s.pinned, s.created_at, (s.sha256 or "-")[:16]) for s in found],
+    )
+
+
+def show(
+    context: typer.Context,
+    snapshot_id: Annotated[str, typer.Argument(metavar="ID", help="As `snapshots list` prints it.")],
+) -> None:
+    """Print a snapshot's registry entry with its manifest, as JSON."""
+    with session(context).reading() as connection:
+        found = registry.find(connection, snapshot_id)
+    if found is None:
+        raise Usage(f"no snapshot {snapshot_id}", todo="see `driftline snapshots list`")
+    as_json(_fields(found))
+
+
+def verify(
+    context: typer.Context,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which; default: all live ones.")] = None,
+    learner: OfLearner = None,
+    json: AsJson = False,
+) -> None:
+    """Read snapshot files and compare their bytes with the registry. Exit 1 if one is missing or different."""
+    call = session(context)
+    with call.reading() as connection:
+        known = [s for s in registry.snapshots(connection, learner, limit=1_000_000) if s.status == "live"]
+    if unknown := set(ids or ()) - {one.id for one in known}:
+        raise Usage(f"no live snapshot {', '.join(sorted(unknown))}", todo="see `driftline snapshots list`")
+    folder = call.settings.snapshots
+    results: list[dict[str, Any]] = []
+    for one in known:
+        if ids and one.id not in ids:
+            continue
+        try:
+            files.read(folder, one.id, sha256=one.sha256 or "")
+            results.append({"id": one.id, "ok": True, "problem": None})
+        except files.BadSnapshot as error:
+            results.append({"id": one.id, "ok": False, "problem": str(error)})
+    bad = sum(not result["ok"] for result in results)
+    if json:
+        as_json({"folder": str(folder), "snapshots": results})
+    else:
+        table(["id", "", "problem"], [(r["id"], "good" if r["ok"] else "BAD", r["problem"]) for r in results])
+        say(f"{len(results):,} read in {folder}, {bad:,} bad")
+    if bad:
+        raise typer.Exit(Exit.FAILED)
+
+
+def _fields(snapshot: Snapshot) -> dict[str, Any]:
+    shown = {name: getattr(snapshot, name) for name in snapshot.__dataclass_fields__}
+    return {**shown, "cursor": {str(stream): offset for stream, offset in snapshot.cursor.items()}}

@@ -1,0 +1,129 @@
+"""Replays dead letters: the same record again, mended or not, to the topic it came from.
+
+Each carries the id of the letter it repeats, so that `ingest` counts it once however often it is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from confluent_kafka import KafkaError, Message
+
+from contracts import topics
+from contracts.codec import MAX_AHEAD, MAX_BEHIND, Decoder, Malformed, Reason, key_field
+from contracts.records import Item, Label
+from runtime import kafka
+from runtime.kafka import KafkaConfig
+from runtime.lifecycle import Refused, Trouble
+from storage.dead_letters import MAX_KEY_BYTES, Letter
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FLUSH_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """A record to send."""
+
+    id: str
+    """The letter it repeats."""
+    topic: str
+    """Logical name."""
+    key: bytes | None
+    value: bytes | None
+    at_ms: int
+    """Its record time, milliseconds since 1970: as it was."""
+
+
+def repeat(letter: Letter, *, value: bytes | None = None, fix_key: bool = False, anyway: bool = False) -> Repeat:
+    """What to send for a letter.
+
+    :param value: the body instead of the kept one.
+    :param fix_key: set the key to what the body says it must be.
+    :param anyway: also if it would be refused again.
+    :raises Refused: it is not kept whole, or would be refused again.
+    """
+    where = f"dead letter {letter.id}"
+    whole_key = fix_key or len(letter.key or b"") < MAX_KEY_BYTES or not letter.cut
+    if letter.cut and not (value is not None and whole_key):
+        raise Refused(
+            f"only the beginning of the record is kept ({letter.size:,} bytes were sent)",
+            where=where,
+            todo="send it again from its source, or give its whole body with --value FILE",
+        )
+    sent = Repeat(
+        id=letter.id,
+        topic=letter.topic,
+        key=letter.key,
+        value=letter.value if value is None else value,
+        at_ms=max((letter.record_at - _EPOCH) // timedelta(milliseconds=1), 1),
+    )
+    if fix_key:
+        sent = replace(sent, key=_key_of(sent, where))
+    if not anyway:
+        try:
+            check(sent, letter.record_at)
+        except Malformed as malformed:
+            raise Refused(
+                f"it would be refused again: {malformed}",
+                where=where,
+                todo="mend it with --value FILE or --fix-key; or send it as it is with --anyway",
+            ) from None
+    return sent
+
+
+def check(record: Repeat, record_at: datetime) -> None:
+    """:raises Malformed: `ingest` would refuse it."""
+    decoded = Decoder(topics.INPUTS[record.topic]).decode(record.value, record.key)
+    if isinstance(decoded, Item):
+        return
+    at = decoded.known_at if isinstance(decoded, Label) else decoded.occurred_at
+    if not record_at - MAX_BEHIND <= at <= record_at + MAX_AHEAD:
+        raise Malformed(Reason.TIME_OUT_OF_RANGE, f"{at.isoformat()} against record time {record_at.isoformat()}")
+
+
+def send(records: Sequence[Repeat], config: KafkaConfig) -> None:
+    """Sends all, and waits until the brokers have them.
+
+    :raises Trouble: some were not delivered; sending all again is safe.
+    """
+    failed: list[str] = []
+
+    def delivered(error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            failed.append(f"{message.topic()}: {error.str()}")
+
+    producer = kafka.producer(config)
+    for record in records:
+        producer.produce(
+            config.physical(record.topic),
+            key=record.key,
+            value=record.value,
+            timestamp=record.at_ms,
+            headers={topics.ORIGIN_HEADER: record.id.encode()},
+            on_delivery=delivered,
+        )
+        producer.poll(0)
+    left = producer.flush(_FLUSH_S)
+    if failed or left:
+        raise Trouble(
+            f"{len(failed) + left:,} of {len(records):,} records not delivered"
+            + (f"; the first: {failed[0]}" if failed else ""),
+            where=f"Kafka at {config.bootstrap}",
+            todo="run it again: a letter counts once, however often it is sent",
+        )
+
+
+def _key_of(record: Repeat, where: str) -> bytes:
+    name = key_field(topics.INPUTS[record.topic])
+    try:
+        fields = msgspec.json.decode(record.value or b"")
+        found = fields.get(name) if isinstance(fields, dict) else None
+    except msgspec.DecodeError:
+        found = None
+    if not isinstance(found, str):
+        raise Refused(f"its body has no field {name} to make the key of", where=where, todo="give --value FILE")
+    return found.encode()

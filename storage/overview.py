@@ -1,0 +1,101 @@
+"""What a person asks first: who owns which stream, what became of its records, how far the learners are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, text
+
+from storage.offsets import StreamRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """The database session that took a stream last, if it is still there."""
+
+    pid: int
+    """Of the session's backend, not of the process."""
+    application: str
+    address: str | None
+    """None: over a Unix socket."""
+    since: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What became of a stream's records."""
+
+    read: int
+    accepted: int
+    duplicates: int
+    dead: int
+    suppressed: int
+    received_at: datetime | None
+    """When its newest batch was committed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerRow:
+    """How far a learner is."""
+
+    learner: str
+    version: str
+    branch: int
+    next_step: int
+    """The next step to journal."""
+    snapshot: str | None
+    """The newest live one."""
+    snapshot_step: int | None
+    snapshot_age_s: float | None
+
+
+_OWNERS = text("""
+    SELECT s.stream_id, a.pid, a.application_name AS application, host(a.client_addr) AS address,
+           a.backend_start AS since
+    FROM stream_offset s
+    JOIN pg_stat_activity a ON a.pid = s.owner_pid AND a.backend_start = s.owner_started
+""")
+
+_TAKEN = text("""
+    SELECT stream_id, sum(read)::bigint AS read, sum(accepted)::bigint AS accepted,
+           sum(duplicates)::bigint AS duplicates, sum(dead)::bigint AS dead, sum(suppressed)::bigint AS suppressed,
+           max(received_at) AS received_at
+    FROM log_segment GROUP BY stream_id
+""")
+
+_LEARNERS = text("""
+    SELECT l.name AS learner, l.version, l.branch, l.next_step, s.id AS snapshot, s.step AS snapshot_step,
+           extract(epoch FROM clock_timestamp() - s.live_at)::float8 AS snapshot_age_s
+    FROM learner l
+    LEFT JOIN LATERAL (
+        SELECT id, step, live_at FROM snapshot
+        WHERE learner = l.name AND branch = l.branch AND status = 'live' ORDER BY step DESC LIMIT 1
+    ) s ON true
+    ORDER BY l.name
+""")
+
+_REVIVE = text("UPDATE stream_offset SET retired = false, epoch = epoch + 1 WHERE stream_id = ANY(:ids)")
+
+
+def owners(connection: Connection) -> dict[int, Owner]:
+    """Stream -> who owns it, where somebody does."""
+    found = (dict(row._mapping) for row in connection.execute(_OWNERS))
+    return {row.pop("stream_id"): Owner(**row) for row in found}
+
+
+def taken(connection: Connection) -> dict[int, Taken]:
+    """Stream -> what became of its records, where it has any."""
+    found = (dict(row._mapping) for row in connection.execute(_TAKEN))
+    return {row.pop("stream_id"): Taken(**row) for row in found}
+
+
+def learners(connection: Connection) -> list[LearnerRow]:
+    """All learners that were ever started."""
+    return [LearnerRow(**row._mapping) for row in connection.execute(_LEARNERS)]
+
+
+def revive(connection: Connection, rows: Iterable[StreamRow]) -> None:
+    """Makes retired streams current again: their topic is back. They go on where they stopped."""
+    connection.execute(_REVIVE, {"ids": [row.stream_id for row in rows]})
