@@ -295,24 +295,31 @@ class Membership:
     # -- collecting --
 
     def _collect(self) -> int:
-        """Fills the intakes until a batch is full, old or (nothing came) a moment has passed."""
+        """Fills the intakes until a batch is full, or what was there is taken and `linger_s` has passed.
+
+        While the broker has more, waiting costs nothing and larger batches cost less: then only
+        `LONGEST_BATCH_S` ends it.
+        """
         records = size = 0
-        deadline = 0.0
+        started = time.monotonic()
+        caught_up = True
         while records < self._settings.batch_records and size < self._settings.batch_bytes:
-            wait_s = 0.2 if not records else deadline - time.monotonic()
-            if wait_s <= 0:
+            age_s = time.monotonic() - started
+            if records and age_s >= (self._settings.linger_s if caught_up else LONGEST_BATCH_S):
                 break
+            wait_s = max(0.0, self._settings.linger_s - age_s) if records else IDLE_S
             wanted = min(self._chunk, self._settings.batch_records - records)
             messages = self._consumer.consume(wanted, wait_s)
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
+            caught_up = len(messages) < wanted
             if not messages:
                 if not records:
                     break
                 continue
             if not records:
-                deadline = time.monotonic() + self._settings.linger_s
+                started = time.monotonic()
                 self._totals.first_at = self._totals.first_at or time.time()
             taken = self._take(messages)
             records += len(messages)
