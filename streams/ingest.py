@@ -43,6 +43,10 @@ DRAIN_NOTICES_S = 2.0
 PAUSE_S = 0.2
 """Seconds before joining again after a trouble that followed committed batches."""
 
+LONGEST_BATCH_S = 1.0
+IDLE_S = 0.2
+"""How long one look for records waits when none come."""
+
 _log = structlog.get_logger(__name__)
 
 
