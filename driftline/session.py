@@ -33,6 +33,13 @@ class Session:
     stack_file: Path | None = None
     """File of a running `up` given by hand; what it says then wins over the settings."""
 
+    @classmethod
+    def of(cls, settings: Settings) -> Session:
+        """A call with these settings."""
+        made = cls()
+        made.settings = settings
+        return made
+
     @cached_property
     def settings(self) -> Settings:
         """The settings. Addresses they lack come from a running `up`.

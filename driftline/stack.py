@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -57,6 +57,8 @@ def held(file: Path) -> Iterator[Held]:
             yield Held(descriptor)
         finally:
             file.unlink(missing_ok=True)
+            with suppress(OSError):  # other things are in it
+                file.parent.rmdir()
     finally:
         os.close(descriptor)
 

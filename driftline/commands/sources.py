@@ -22,9 +22,9 @@ Speed = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """The verbs of this file."""
-    app.command(
-        "simulate", epilog=example("driftline simulate", "driftline simulate --users 50 --days 2 --speed 3600 --now")
-    )(simulate)
+    app.command("simulate", epilog=example("driftline simulate", "driftline simulate --users 5000 --days 1 --live"))(
+        simulate
+    )
     app.command(
         "replay",
         epilog=example(
@@ -47,16 +47,22 @@ def simulate(
     duplicates: Annotated[float, typer.Option(min=0, max=1, help="Repeated records per valid event.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     speed: Speed = 0.0,
-    now: Annotated[bool, typer.Option("--now", help="Start at this moment instead of 2026-01-01.")] = False,
+    until_now: Annotated[
+        bool, typer.Option("--until-now", help="Days that end now, instead of from 2026-01-01.")
+    ] = False,
+    live: Annotated[bool, typer.Option("--live", help="From now on, at the clock's pace.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Send a small simulated world with one planted change. The same options send the same bytes (without --now)."""
+    """Send a small simulated world with one planted change. The same options send the same bytes each time (but not with --until-now or --live)."""
     from driftline.simulate import DAY_S, Scenario, Simulation
     from runtime.produce import paced, produce
 
     call = session(context)
     half = days / 2 if change_after_days is None else change_after_days
-    start = datetime.now(UTC) if now else Scenario().start
+    if until_now and live:
+        raise Usage("--until-now and --live contradict each other")
+    now = datetime.now(UTC)
+    start = now if live else now - timedelta(days=days) if until_now else Scenario().start
     simulation = Simulation(
         Scenario(
             seed=seed,
@@ -71,7 +77,7 @@ def simulate(
     )
     stop = Stop()
     with stop.on_signals():
-        sent = produce(paced(simulation.records(), speed=speed, stop=stop), call.kafka)
+        sent = produce(paced(simulation.records(), speed=1.0 if live else speed, stop=stop), call.kafka)
     truth = simulation.truth
     if json:
         as_json(

@@ -1,0 +1,135 @@
+"""Keeps child processes running: one log, restarts with a growing pause, an end within a known time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from driftline.shown import note
+from runtime.lifecycle import Exit, Stop
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+STEADY_S = 60.0
+"""A child that ran for so long is restarted without the pause of earlier failures."""
+DRAIN_S = 11.0
+"""Seconds the children have, all together, to end by themselves."""
+_LOOK_EVERY_S = 0.2
+_FINAL = frozenset({Exit.USAGE, Exit.REFUSED})
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A child that will not be started again, and ended everything."""
+
+    name: str
+    code: int
+
+
+class Child:
+    """One process: `driftline VERB ...` of this very installation."""
+
+    def __init__(self, name: str, arguments: Sequence[str], *, before: Sequence[str]) -> None:
+        self.name = name
+        self._command = [sys.executable, "-m", "driftline", *before, "--parent", str(os.getpid()), name, *arguments]
+        self._process: subprocess.Popen[str] | None = None
+        self._log: threading.Thread | None = None
+        self._started_at = 0.0
+        self._pause_s = FIRST_PAUSE_S
+        self._restart_at = 0.0
+
+    def start(self) -> None:
+        """In a session of its own: a Ctrl-C of the terminal is the supervisor's alone."""
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._started_at = time.monotonic()
+        self._log = threading.Thread(target=self._forward, args=(self._process,), name=f"log-{self.name}", daemon=True)
+        self._log.start()
+
+    def look(self) -> int | None:
+        """The exit code, if it has just ended for good; one that may be started again is."""
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._restart_at:
+                self.start()
+            return None
+        code = self._process.poll()
+        if code is None:
+            return None
+        self._finish_log()
+        if code in _FINAL:
+            return code
+        if now - self._started_at > STEADY_S:
+            self._pause_s = FIRST_PAUSE_S
+        note(f"{self.name:<7}| ended with {_told(code)}; starting again in {self._pause_s:.1f} s")
+        self._restart_at, self._process = now + self._pause_s, None
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return None
+
+    def ask_to_end(self) -> None:
+        """It drains."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def end(self, until: float) -> bool:
+        """Waits, then kills; True = it ended by itself."""
+        if self._process is None:
+            return True
+        try:
+            self._process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            note(f"{self.name:<7}| did not drain in time and was killed; nothing is lost, it repeats its last step")
+            return False
+        finally:
+            self._finish_log()
+        return True
+
+    def _forward(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            note(f"{self.name:<7}| {line.rstrip()}")
+
+    def _finish_log(self) -> None:
+        if self._log is not None:
+            self._log.join(1.0)
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def supervise(children: Sequence[Child], stop: Stop) -> Ended | None:
+    """Runs them until somebody asks to stop, or one refuses to go on; then drains all.
+
+    :returns: who refused, if somebody did.
+    """
+    try:
+        for child in children:
+            child.start()
+        while not stop.wait(_LOOK_EVERY_S):
+            for child in children:
+                if (code := child.look()) is not None:
+                    return Ended(child.name, code)
+        return None
+    finally:
+        until = time.monotonic() + DRAIN_S
+        for child in children:
+            child.ask_to_end()
+        for child in children:
+            child.end(until)
+
+
+def _told(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}"
