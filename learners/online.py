@@ -22,7 +22,7 @@ from learners.blocks.optimizers import adam, clip, row_adagrad
 from learners.blocks.quadrature import log_rule
 from learners.blocks.thinning import next_times
 from learners.blocks.time_features import KNEE
-from learners.coding import below, check_config, check_like, check_names, from_json_tensor, json_tensor, prefixed
+from learners.coding import check_config, check_like, check_names, from_json_tensor, json_tensor, prefixed
 from learners.models.prompttpp import (
     TYPE_BLOCK,
     Encoding,
@@ -78,6 +78,7 @@ class PromptTPP:
         self._log_gaps = 0.0
         """Sum of log microseconds of the first gaps."""
         self._unit_us = 1e6 * (self.config.time_unit_s or DEFAULT_UNIT_S)
+        self._device = torch.device("cpu")
         self._usage = torch.full((self.config.layers, self.config.pool), 0.0)
         """[layers, M] moving share of rows that retrieved each prompt."""
 
@@ -98,6 +99,14 @@ class PromptTPP:
     def usage(self) -> Tensor:
         """[layers, M] moving share of rows that retrieved each prompt."""
         return self._usage.clone()
+
+    def to(self, device: torch.device) -> PromptTPP:
+        """Computes on `device` from now on, and returns itself. Answers and states stay on the CPU; the bits
+        are those of the device class, and cuBLAS wants CUBLAS_WORKSPACE_CONFIG for deterministic ones."""
+        self._device = device
+        for tensors in (self._weights, self._moments or {}):
+            tensors.update({name: tensor.to(device) for name, tensor in tensors.items()})
+        return self
 
     # Predict
 
@@ -135,7 +144,7 @@ class PromptTPP:
             hidden = uniform(c.seed, "unknown", histories.key) < c.unknown_rate * c.unknown_every
             types = np.where(hidden, UNKNOWN, types)
         with torch.set_grad_enabled(learning or (shared and torch.is_grad_enabled())):
-            encoding = encode(leaves, c, histories, torch.from_numpy(types))
+            encoding = encode(leaves, c, histories, torch.from_numpy(types).to(self._device))
         return Memo(encoding=encoding, leaves=leaves, step=self._counts["steps"])
 
     def _histories(self, context: Context, query: Query) -> Histories:
@@ -145,7 +154,7 @@ class PromptTPP:
             vocabulary=self._vocabulary,
             unit_us=self._unit_us,
             time_dim=self.config.time_dim,
-        )
+        ).to(self._device)
 
     def _units(self, microseconds: Ints) -> Floats:
         return np.asarray(microseconds / self._unit_us)
@@ -163,7 +172,7 @@ class PromptTPP:
         """[B, K] float64: log of integral p(type | t) f(t) dt over the next event's time, two nodes in each
         of 10 panels over 6 decades (the panels' probabilities are exact sums, so the total is 1)."""
         _, weights, state = self._panels(encoding, TYPE_EDGES, 2)
-        rate = total_rate(self._weights, state).view(weights.shape)  # [B, P, 2]
+        rate = total_rate(self._weights, state).cpu().view(weights.shape)  # [B, P, 2]
         pieces = rate * torch.from_numpy(weights)
         panel = pieces.sum(-1)
         after = panel.cumsum(1)
@@ -175,7 +184,7 @@ class PromptTPP:
         share = ((reached * -torch.expm1(-panel)).unsqueeze(-1) * dense).flatten(1)  # [B, P * 2]
         share[:, -1] += torch.exp(-after[:, -1])  # what comes later has the last node's types
         given = type_logits(self._weights, state, len(self._vocabulary)).softmax(-1)
-        probability = torch.bmm(share.float().unsqueeze(1), given).squeeze(1).double()
+        probability = torch.bmm(share.float().to(given.device).unsqueeze(1), given).squeeze(1).cpu().double()
         log = (probability / probability.sum(-1, keepdim=True)).clamp_min(1e-30).log()
         return torch.cat([log[:, 1:], log[:, :1]], dim=1)  # UNKNOWN goes last
 
@@ -190,7 +199,7 @@ class PromptTPP:
     def _compensators(self, encoding: Encoding, edges: Floats) -> tuple[Floats, Floats]:
         """Compensator of each panel [B, P], and the rate [B, 1] at the last node."""
         _, weights, state = self._panels(encoding, edges, 2)
-        rate = total_rate(self._weights, state).numpy().reshape(weights.shape)
+        rate = total_rate(self._weights, state).cpu().numpy().reshape(weights.shape)
         return (rate * weights).sum(axis=-1), rate[:, -1, -1:]
 
     @torch.no_grad()
@@ -200,7 +209,8 @@ class PromptTPP:
         since = torch.from_numpy(self._units(query.now - encoding.histories.last)).unsqueeze(1)
 
         def intensity(ahead: Tensor) -> Tensor:
-            return total_rate(self._weights, states(self._weights, self.config, encoding, (since + ahead).numpy()))
+            state = states(self._weights, self.config, encoding, (since + ahead).numpy())
+            return total_rate(self._weights, state).cpu()
 
         return next_times(intensity, len(query), draws, generator=generator, window=1 / 16) * self.time_unit_s
 
@@ -227,16 +237,16 @@ class PromptTPP:
         timed, typed, silent = (torch.from_numpy(mask) for mask in rows_with(target))
         zero = torch.zeros(len(at), dtype=torch.float64)
         if tick:
-            rate = total_rate(w, states(w, self.config, e, nodes))
+            rate = total_rate(w, states(w, self.config, e, nodes)).cpu()
             return {"time": zero, "type": zero, "survival": (rate * torch.from_numpy(weights)).sum(1)}
         inner, inner_weights = log_rule(self._units(lo - h.last), self._units(hi - lo), nodes=3, knee=KNEE)
         since = np.concatenate([nodes, inner, self._units(at - h.last)[:, None]], axis=1)  # [B, G]
         state = states(w, self.config, e, since)
-        masses = total_rate(w, state[:, :-1]) * torch.from_numpy(np.concatenate([weights, inner_weights], axis=1))
+        masses = total_rate(w, state[:, :-1]).cpu() * torch.from_numpy(np.concatenate([weights, inner_weights], axis=1))
         silence, inside = torch.split(masses, [nodes.shape[1], inner.shape[1]], dim=1)
         time = interval_nll(silence.sum(1), inside.sum(1), torch.from_numpy((hi - lo) * 1e-6))
         number = torch.from_numpy(self._vocabulary.numbers(target.type)).unsqueeze(1)
-        log_p = type_logits(w, state[:, -1], len(self._vocabulary)).log_softmax(-1)
+        log_p = type_logits(w, state[:, -1], len(self._vocabulary)).log_softmax(-1).cpu()
         kind = -log_p.gather(1, number).squeeze(1).double()
         return {
             "time": torch.where(timed, time, zero),
@@ -320,7 +330,7 @@ class PromptTPP:
         """Step, events, usage of the pool, and the time unit while it is still being estimated."""
         self._counts["steps"] += 1
         if encoding.chosen is not None and len(encoding.chosen):
-            self._usage = torch.lerp(self._usage, encoding.chosen.float().mean(dim=0), 0.01)
+            self._usage = torch.lerp(self._usage, encoding.chosen.float().mean(dim=0).cpu(), 0.01)
         if target.kind is TargetKind.TICK:
             return
         self._counts["events"] += len(target.at)
@@ -369,7 +379,7 @@ class PromptTPP:
             "meta": json_tensor(meta),
             "vocabulary": self._vocabulary.state(),
             "time_unit_us": torch.tensor(self._unit_us, dtype=torch.float64),
-            **{name: tensor.clone() for name, tensor in prefixed("weights.", self._weights).items()},
+            **_copied(prefixed("weights.", self._weights)),
         }
 
     def state(self) -> State:
@@ -378,7 +388,7 @@ class PromptTPP:
             raise ServingOnly
         return {
             **self.serving_state(),
-            **{name: tensor.clone() for name, tensor in prefixed("moments.", self._moments).items()},
+            **_copied(prefixed("moments.", self._moments)),
             "counts": torch.tensor(list(self._counts.values()), dtype=torch.int64),
             "log_gaps": torch.tensor(self._log_gaps, dtype=torch.float64),
             "usage": self._usage.clone(),
@@ -411,13 +421,19 @@ class PromptTPP:
         counts = state["counts"].tolist() if full else [0] * len(self._counts)
         self._vocabulary = vocabulary
         # In our own order of names, not the state's (a file's is arbitrary): norms are summed in it.
-        self._weights = {name: state[f"weights.{name}"].detach().clone() for name in weights}
-        names = initial_moments(weights) if full else {}
-        self._moments = {name: state[f"moments.{name}"].detach().clone() for name in names} if full else None
+        self._weights = _copied({name: state[f"weights.{name}"] for name in weights})
+        names = initial_moments(weights)
+        self._moments = _copied({name: state[f"moments.{name}"] for name in names}) if full else None
+        self.to(self._device)
         self._counts = dict(zip(self._counts, counts, strict=True))
         self._unit_us = float(state["time_unit_us"])
         self._log_gaps = float(state["log_gaps"]) if full else 0.0
         self._usage = state["usage"].detach().clone() if full else torch.zeros_like(self._usage)
+
+
+def _copied(tensors: Weights) -> Weights:
+    """Copies on the CPU, whoever owns the originals."""
+    return {name: tensor.detach().clone().cpu() for name, tensor in tensors.items()}
 
 
 def initial_moments(weights: Weights) -> Weights:

@@ -25,8 +25,8 @@ X = D + T + R is the width of a token: embedding, waves of its time, bank of its
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Final
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -130,6 +130,12 @@ class Histories:
     now: Ints
     last: Ints
     """[B] microseconds; `last` is the last visible event, or `now`."""
+
+    def to(self, device: torch.device) -> Histories:
+        """The same with its tensors on `device`."""
+        held = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved: dict[str, Any] = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,14 +273,16 @@ def encode(w: Weights, c: PromptTPPConfig, h: Histories, types: Tensor) -> Encod
     """Runs the event layers once per stack, causally, and gathers what each row will look at."""
     length = types.shape[1]
     token = torch.tanh(F.embedding(types, w["type"]) + F.embedding(h.kind, w["kind"]) + F.embedding(h.role, w["role"]))
-    query = decays(length, c.query_decay) @ torch.cat([token.detach(), h.bank], dim=-1)  # [S, L, D + R]
+    query = decays(length, c.query_decay).to(token.device) @ torch.cat(
+        [token.detach(), h.bank], dim=-1
+    )  # [S, L, D + R]
     row_query = query[h.stack, h.place] * h.some
     row_ahead = (h.ahead[h.stack, h.place] * h.some).unsqueeze(1)  # [B, 1, T]
     chosen = row_chosen = None
     if c.pool:
         chosen = retrieve(query, w["pool.key"], c.retrieved)  # [S, L, layers, M]
         row_chosen = retrieve(row_query, w["pool.key"], c.retrieved)  # [B, layers, M]
-    causal = torch.ones(1, length, length, dtype=torch.bool).tril()
+    causal = torch.ones(1, length, length, dtype=torch.bool, device=token.device).tril()
     context = torch.cat([h.waves, h.bank], dim=-1).expand(c.heads, -1, -1, -1)
     state = token.expand(c.heads, -1, -1, -1)  # [H, S, L, D]
     memory = []
@@ -308,7 +316,7 @@ def states(w: Weights, c: PromptTPPConfig, e: Encoding, since: Floats) -> Tensor
     """State rows of each row's query times: [B, G] units since the last event -> [B, G, H * D]."""
     rows, times = since.shape
     ahead = e.waves.unsqueeze(1).expand(rows, times, c.time_dim)
-    context = torch.cat([ahead, bank(since)], dim=-1).expand(c.heads, -1, -1, -1)  # [H, B, G, T + R]
+    context = torch.cat([ahead, bank(since).to(ahead.device)], dim=-1).expand(c.heads, -1, -1, -1)  # [H, B, G, T + R]
     state = e.start.unsqueeze(1).expand(c.heads, rows, times, c.hidden)
     for layer in range(c.layers):
         mapped = affine(torch.cat([state, context], dim=-1), w["qkv"][layer], w["qkv_bias"][layer])

@@ -410,6 +410,32 @@ def test_a_state_of_another_configuration_is_refused_by_name() -> None:
         PromptTPP(learner_of(0).config, name="finetune").load(learner_of(1).state())
 
 
+def test_the_forward_pass_keeps_to_the_device_it_is_given() -> None:
+    """On "meta", which computes nothing, but refuses to mix devices as a GPU does."""
+    learner, batch, meta = learner_of(2), random_batch(5, 8, 12), torch.device("meta")
+    weights = {name: tensor.to(meta) for name, tensor in learner._weights.items()}
+    h = learner._histories(batch.context, batch.query)
+    encoding = encode(weights, learner.config, h.to(meta), torch.from_numpy(h.type).to(meta))
+    rate = total_rate(weights, states(weights, learner.config, encoding, np.ones((8, 5))))
+    assert rate.shape == (8, 5)
+    assert rate.device == meta
+    before = learner.predict(batch.context, batch.query).type_log_probs
+    moved_here = learner.to(torch.device("cpu"))
+    assert torch.equal(moved_here.predict(batch.context, batch.query).type_log_probs, before)
+
+
+def test_marginal_types_agree_with_a_fine_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, batch = learner_of(60), random_batch(6, 32, 30)
+    for waited in (0, 300, 5000):
+        late = replace(batch.query, now=batch.query.now + waited * SECOND)
+        coarse = learner.predict(batch.context, late).type_log_probs.exp()
+        with monkeypatch.context() as patch:
+            fine = np.concatenate([[0.0], 10.0 ** np.linspace(-5, 4, 400)])
+            patch.setattr("learners.online.TYPE_EDGES", fine)
+            exact = learner.predict(batch.context, late).type_log_probs.exp()
+        torch.testing.assert_close(coarse, exact, rtol=0, atol=5e-4)
+
+
 def test_an_old_prediction_is_not_scored_with_new_weights() -> None:
     learner, batch = learner_of(1), random_batch(5, 8, 12)
     prediction = learner.predict(batch.context, batch.query)
