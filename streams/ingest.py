@@ -1,6 +1,8 @@
 """`driftline ingest`: topics -> event log and per-user sequences, each accepted record exactly once.
 
-The loop is: collect a batch, write it and the next offsets in one transaction, extend what memory knows.
+The loop is: collect a batch, write it and the next offsets in one transaction, extend what memory knows. A
+second thread writes while the first collects the next batch; one batch at most is under way, and none is
+handed over before the one before it has committed.
 Everything in memory (positions, duplicate filters, vocabulary) belongs to one `Membership`: one stay in the
 consumer group over one Postgres connection. After any error it is dropped whole and built anew from
 Postgres, so there is no state to repair. See `protocol.md` of the design, rules 1 to 10.
@@ -9,8 +11,10 @@ Postgres, so there is no state to repair. See `protocol.md` of the design, rules
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -98,6 +102,8 @@ class Ingest:
         """
         # Records are many small objects without cycles: the default thresholds would walk them for nothing.
         gc.set_threshold(200_000, 20, 50)
+        # The writing thread often comes back from Arrow or Postgres for an instant: it must not wait 5 ms each time.
+        sys.setswitchinterval(0.0005)
         while not self._stop.is_set():
             batches_before = self.totals.batches
             for attempt in attempts(self._stop):
@@ -132,6 +138,17 @@ class Ingest:
             member.leave()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _UnderWay:
+    """A batch in the writing thread's hands."""
+
+    outcome: Future[list[Written]]
+    moves: dict[tuple[str, int], Advance]
+    intakes: dict[tuple[str, int], Intake]
+    started: float
+    """time.perf_counter() at the hand-over."""
+
+
 class Membership:
     """One stay in the consumer group."""
 
@@ -145,10 +162,12 @@ class Membership:
         self._admin = kafka.admin(kafka_config)
         self._described = self._describe()
         self._claims: dict[tuple[str, int], Claim] = {}
-        """By (physical topic, partition): what the group assigns to us and Postgres agrees to."""
+        """By (physical topic, partition): what the group assigns to us and Postgres agrees to; `next_offset` is
+        the next to hand over for writing."""
         self._writer: BatchWriter | None = None
         """Made with the claims, dropped with them."""
         self._intakes: dict[tuple[str, int], Intake] = {}
+        self._under_way: _UnderWay | None = None
         self._failure: BaseException | None = None
         """What went wrong inside a group callback; raised outside it."""
         self._ends: dict[tuple[str, int], int] = {}
@@ -162,6 +181,8 @@ class Membership:
             opened.callback(self._side_engine.dispose)
             self._vocabulary = Vocabulary(self._side_engine)
             self._notices = Notices(kafka_config, self._side_engine)
+            self._pen = ThreadPoolExecutor(1, thread_name_prefix="writer")
+            opened.callback(self._pen.shutdown)  # waits: a thread must not outlive its connection
             self._consumer = self._join()
             self._opened = opened.pop_all()
 
@@ -191,18 +212,24 @@ class Membership:
                 ready("")
             if collected:
                 quiet_since = time.monotonic()
-            self._commit()
+            self._hand_over()
+            if not collected:
+                self._settle()
             self._notices.send(self._stream_ids())
             if once and self._claims and self._at_ends() and time.monotonic() - quiet_since > self._quiet_s():
                 break
             if time.monotonic() - checked_at > CHECK_TOPICS_EVERY_S:
                 self._check_topics()
                 checked_at = time.monotonic()
-        self._commit()
+        self._hand_over()
+        self._settle()
         self._notices.finish(self._stream_ids(), within_s=DRAIN_NOTICES_S)
 
     def leave(self) -> None:
         """Leaves the group and drops all connections."""
+        if self._under_way is not None:
+            wait([self._under_way.outcome])  # its outcome is no longer of interest: memory is dropped
+            self._under_way = None
         self._claims.clear()
         self._intakes.clear()
         try:
@@ -277,6 +304,10 @@ class Membership:
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Eager protocol: everything goes. What was collected is read again by the next owner.
+        try:
+            self._settle()
+        except BaseException as error:  # nothing may escape a callback
+            self._failure = self._failure or error
         for claim in self._claims.values():
             metrics.ingest_lag.set(0, claim.stream.topic, str(claim.stream.partition))
         if self._intakes:
@@ -352,7 +383,8 @@ class Membership:
         return size
 
     def _at_ends(self) -> bool:
-        return all(claim.next_offset >= self._ends[place] for place, claim in self._claims.items())
+        handed_over = all(claim.next_offset >= self._ends[place] for place, claim in self._claims.items())
+        return handed_over and self._under_way is None
 
     def _quiet_s(self) -> float:
         """Seconds without a record before `once` believes an end (Tansu's may be too low)."""
@@ -362,39 +394,53 @@ class Membership:
     def _check_topics(self) -> None:
         """A topic recreated under a running process must stop it before its records are taken for old ones."""
         described = self._describe()
-        with self._connection.begin():
-            rows = offsets.streams(self._connection)
+        with self._side_engine.connect() as connection:
+            rows = offsets.streams(connection)
         for topic, description in described.items():
             positions.check_identity([r for r in rows if r.stream.topic == topic and not r.retired], description)
 
     # -- committing --
 
-    def _commit(self) -> None:
-        """Writes the batch and the next offsets in one transaction.
+    def _hand_over(self) -> None:
+        """Gives the batch to the writing thread, once that has committed the one before.
 
-        :raises Fenced, Unavailable: nothing of it counts, or the outcome is unknown.
+        :raises Fenced, Unavailable: of the batch before: nothing of it counts, or the outcome is unknown.
         """
         moves = self._moves()
         if not moves or self._writer is None:
             return
-        started = time.perf_counter()
+        self._settle()
+        parts = [self._part(place, move) for place, move in moves.items()]
+        self._under_way = _UnderWay(
+            outcome=self._pen.submit(_write, self._writer, parts),
+            moves=moves,
+            intakes=self._intakes,
+            started=time.perf_counter(),
+        )
+        self._intakes = {}
+        for place, move in moves.items():
+            self._claims[place] = replace(move.claim, next_offset=move.next)
+
+    def _settle(self) -> None:
+        """Waits for the batch under way, if there is one, and tells what became of it.
+
+        :raises Fenced, Unavailable: nothing of it counts, or the outcome is unknown.
+        """
+        if self._under_way is None:
+            return
+        batch, self._under_way = self._under_way, None
         try:
-            with mapped_errors():
-                written = self._writer.write(self._part(place, move) for place, move in moves.items())
+            written = batch.outcome.result()
         except Fenced:
             metrics.batches.inc(1, "fenced")
             raise
         except Unavailable:
             metrics.batches.inc(1, "unknown")
             raise
-        failpoint("ingest.after_commit")
-        metrics.batch_seconds.observe(time.perf_counter() - started)
-        for place, move in moves.items():
-            self._claims[place] = replace(move.claim, next_offset=move.next)
-        self._count(written)
-        self._intakes.clear()
+        metrics.batch_seconds.observe(time.perf_counter() - batch.started)
+        self._count(written, batch)
         # Advisory: for tools that watch the group's lag. Positions come from Postgres.
-        at = [TopicPartition(*place, move.next) for place, move in moves.items()]
+        at = [TopicPartition(*place, move.next) for place, move in batch.moves.items()]
         self._consumer.commit(offsets=at, asynchronous=True)
 
     def _part(self, place: tuple[str, int], move: Advance) -> Part:
@@ -417,7 +463,7 @@ class Membership:
                 moves[place] = Advance(claim=claim, first=claim.next_offset, next=next_offset)
         return moves
 
-    def _count(self, written: list[Written]) -> None:
+    def _count(self, written: list[Written], batch: _UnderWay) -> None:
         self._totals.batches += 1
         self._totals.last_at = time.time()
         metrics.batches.inc(1, "committed")
@@ -430,18 +476,26 @@ class Membership:
             metrics.duplicates.inc(counts.duplicates, topic)
             metrics.suppressed.inc(counts.suppressed, topic)
             metrics.unknown_fields.inc(counts.unknown_fields, topic)
-        for intake in self._intakes.values():
+        for intake in batch.intakes.values():
             metrics.read_bytes.inc(intake.value_bytes, intake.topic)
             for refusal in intake.refused:
                 metrics.dead_letters.inc(1, intake.topic, refusal.reason)
-        for place, claim in self._claims.items():
+        for place, move in batch.moves.items():
+            claim = move.claim
             topic, partition = claim.stream.topic, str(claim.stream.partition)
             entries = self._writer.filter_entries(claim) if self._writer else 0
             metrics.filter_entries.set(entries, topic, partition)
-            if (newest := self._intakes.get(place)) is not None and newest.record_ms:
+            if (newest := batch.intakes.get(place)) is not None and newest.record_ms:
                 metrics.event_delay.set(max(0.0, time.time() - newest.record_ms[-1] / 1000), topic, partition)
             high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)[1]
-            metrics.ingest_lag.set(max(0, high - claim.next_offset), topic, partition)
+            metrics.ingest_lag.set(max(0, high - move.next), topic, partition)
+
+
+def _write(writer: BatchWriter, parts: list[Part]) -> list[Written]:
+    with mapped_errors():
+        written = writer.write(parts)
+    failpoint("ingest.after_commit")
+    return written
 
 
 def _reason(error: Exception) -> Literal["commit_error", "database_away", "kafka_error"]:
