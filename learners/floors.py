@@ -82,6 +82,8 @@ class MarkovFloor:
         }
 
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
+        if len(batch) == 0:
+            return Report(losses={})
         prediction = prediction or self.predict(batch.context, batch.query)
         losses = {name: float(loss.value.mean()) for name, loss in self.score(prediction, batch.target).items()}
         strings = batch.context.type.tolist()

@@ -165,7 +165,7 @@ class PromptTPP:
         since = self._units(h.now - h.last)[:, None] + edges[..., :-1]  # [B, P]
         width = np.broadcast_to(np.diff(edges), since.shape)
         times, weights = log_rule(since, width, nodes=nodes, knee=KNEE)  # [B, P, nodes]
-        state = states(self._weights, self.config, encoding, times.reshape(len(since), -1))
+        state = states(self._weights, self.config, encoding, times.reshape(len(since), times.shape[1] * nodes))
         return times, weights, state
 
     def _types(self, encoding: Encoding) -> Tensor:
@@ -279,6 +279,8 @@ class PromptTPP:
         """One step on the mean NLL of the rows, plus alpha times the match loss on the pool's turn."""
         if self._moments is None:
             raise ServingOnly
+        if len(batch) == 0:
+            return Report(losses={})
         c, target = self.config, batch.target
         if prediction is None:
             memo = self._forward(self._histories(batch.context, batch.query), learning=True)

@@ -280,7 +280,7 @@ def encode(w: Weights, c: PromptTPPConfig, h: Histories, types: Tensor) -> Encod
     row_ahead = (h.ahead[h.stack, h.place] * h.some).unsqueeze(1)  # [B, 1, T]
     chosen = row_chosen = None
     if c.pool:
-        chosen = retrieve(query, w["pool.key"], c.retrieved)  # [S, L, layers, M]
+        chosen = retrieve(query, w["pool.key"][:-1], c.retrieved)  # [S, L, layers - 1, M]
         row_chosen = retrieve(row_query, w["pool.key"], c.retrieved)  # [B, layers, M]
     causal = torch.ones(1, length, length, dtype=torch.bool, device=token.device).tril()
     context = torch.cat([h.waves, h.bank], dim=-1).expand(c.heads, -1, -1, -1)

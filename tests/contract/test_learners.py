@@ -304,6 +304,28 @@ def test_empty_histories_and_users_of_one_event_work(make: Callable[[], Learner]
     assert finite(*whole_step(learner, nobody), learner.state())
 
 
+def test_a_batch_without_rows_is_answered_and_teaches_nothing(make: Callable[[], Learner]) -> None:
+    learner, batch, none = taught(make), shared_batch(5), np.asarray([], dtype=np.int64)
+    empty = replace(
+        batch,
+        query=Query(stack=none, visible=none, now=none, quantiles=QUANTILES),
+        target=replace(
+            batch.target,
+            at=none,
+            type=words([]),
+            resolution=none,
+            timed=none.astype(np.bool_),
+            weight=none.astype(np.float64),
+        ),
+        origin=replace(batch.origin, key=none),
+    )
+    before, prediction = learner.state(), learner.predict(empty.context, empty.query)
+    assert prediction.quantiles.shape == (0, 3)
+    assert all(loss.value.shape == (0,) for loss in learner.score(prediction, empty.target).values())
+    learner.learn(empty, prediction)
+    assert same_bits(learner.state(), before)
+
+
 def test_simultaneous_events_are_scored_by_type_alone(make: Callable[[], Learner]) -> None:
     learner = taught(make)
     at = START + np.asarray([0, 5, 5, 5, 9], dtype=np.int64) * SECOND
