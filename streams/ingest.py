@@ -168,6 +168,8 @@ class Membership:
         """Made with the claims, dropped with them."""
         self._intakes: dict[tuple[str, int], Intake] = {}
         self._under_way: _UnderWay | None = None
+        self._failed: list[Claim] = []
+        """Claims of the batch whose commit failed."""
         self._failure: BaseException | None = None
         """What went wrong inside a group callback; raised outside it."""
         self._ends: dict[tuple[str, int], int] = {}
@@ -251,6 +253,7 @@ class Membership:
         :raises Refused: somebody outside the group claims these streams.
         """
         held = dict(self._claims)
+        self._tell_if_fenced(error)
         deadline = time.monotonic() + self._settings.session_timeout_s
         self._intakes.clear()
         while held and time.monotonic() < deadline and not self._stop.is_set():
@@ -271,6 +274,16 @@ class Membership:
                 where=str(taken[0].stream),
                 todo="let all ingest processes of one database use one consumer group; then start this one again",
             ) from error
+
+    def _tell_if_fenced(self, error: Exception) -> None:
+        """Says whether the failed batch was another owner's doing: the proof that fencing bites."""
+        try:
+            with mapped_errors(), self._side_engine.connect() as connection:
+                taken = offsets.outdated(connection, self._failed)
+        except Unavailable:
+            return
+        if taken:
+            _log.warning("ingest.fenced", streams=len(taken), error=str(error))
 
     # -- the group's callbacks: nothing may escape them --
 
@@ -431,11 +444,9 @@ class Membership:
         batch, self._under_way = self._under_way, None
         try:
             written = batch.outcome.result()
-        except Fenced:
-            metrics.batches.inc(1, "fenced")
-            raise
-        except Unavailable:
-            metrics.batches.inc(1, "unknown")
+        except (Fenced, Unavailable) as error:
+            metrics.batches.inc(1, "fenced" if isinstance(error, Fenced) else "unknown")
+            self._failed = [move.claim for move in batch.moves.values()]
             raise
         metrics.batch_seconds.observe(time.perf_counter() - batch.started)
         self._count(written, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,7 +35,23 @@ def test_unarmed_nothing_happens() -> None:
     failpoints.failpoint("train.after_rename")
 
 
-@pytest.mark.parametrize("text", ["ingest.nowhere", "ingest.before_commit:0", "ingest.before_commit:x"])
+@pytest.mark.parametrize(
+    "text", ["ingest.nowhere", "ingest.before_commit:0", "ingest.before_commit:x", "ingest.before_commit:1:nap"]
+)
 def test_a_fail_point_that_does_not_exist_is_refused(text: str) -> None:
     with pytest.raises(Usage):
         failpoints.arm(text)
+
+
+def test_an_armed_passage_can_freeze_the_process_instead() -> None:
+    code = """
+from runtime import failpoints
+failpoints.arm("ingest.before_commit:1:stop")
+failpoints.failpoint("ingest.before_commit")
+print("awake", flush=True)
+"""
+    frozen = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    _, status = os.waitpid(frozen.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    frozen.send_signal(signal.SIGCONT)
+    assert frozen.communicate(timeout=30)[0] == "awake\n"
