@@ -48,6 +48,7 @@ TYPE_EDGES: Final = np.concatenate([[0.0], 10.0 ** np.linspace(-3, 3, 10)])
 """Panels, units from now, over which types are averaged; two nodes in each."""
 TO_NODES: Final = 2.0 * torch.tensor([[1 / 4, 1 / 4 + 3**0.5 / 6], [1 / 4 - 3**0.5 / 6, 1 / 4]], dtype=torch.float64)
 """Integrals up to each of a panel's two Gauss nodes from the two pieces of the whole (Butcher 1964)."""
+NOT_FINITE: Final = "a gradient was not finite: no weight moved"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +256,7 @@ class PromptTPP:
         }
 
     def score(self, prediction: Prediction, target: Target) -> Losses:
-        """ "time", "type" and "survival" as in `_nll`; "error", 0 or 1, of the marginal prediction's best type
+        """Losses "time", "type" and "survival" as in `_nll`; "error", 0 or 1, of the marginal prediction's best type
         (a type never learnt counts as UNKNOWN)."""
         memo = self._memo(prediction)
         with torch.set_grad_enabled(memo.encoding.start.requires_grad):
@@ -298,12 +299,14 @@ class PromptTPP:
             match = match_loss(encoding.query, w["pool.key"], encoding.chosen)
             losses["match"] = float(match.detach())
             loss = loss + c.match_weight * match
-        self._move(w, loss)
+        moved = self._move(w, loss)
         self._count(encoding, target)
-        return Report(losses=losses, actions=self._learn_types(batch))
+        numbered = self._learn_types(batch)
+        return Report(losses=losses, actions=numbered if moved else (NOT_FINITE, *numbered))
 
-    def _move(self, leaves: Weights, loss: Tensor) -> None:
-        """Backward pass and optimisers; changes weights and moments in place."""
+    def _move(self, leaves: Weights, loss: Tensor) -> bool:
+        """Backward pass and optimisers; changes weights and moments in place. A gradient that is not finite
+        moves nothing, and the answer is False."""
         assert self._moments is not None
         c, moments = self.config, self._moments
         names = [name for name, leaf in leaves.items() if leaf.requires_grad]
@@ -317,16 +320,17 @@ class PromptTPP:
         slow = self._counts["events"] >= c.warmup_events
         factor = dict.fromkeys(backbone, c.backbone_factor if slow else 1.0)
         factor |= dict.fromkeys(("type", "out", "out_bias"), c.type_factor if slow else 1.0)
-        clip(backbone.values(), c.clip_norm)
+        if not math.isfinite(clip(backbone.values(), c.clip_norm) + clip(pool.values(), c.clip_norm)):
+            return False
         table = backbone.pop("type")
         row_adagrad(self._weights["type"], table, moments["type.sum"], rate=c.table_rate * factor["type"])
         rates = {name: c.learning_rate * factor[name] for name in backbone}
         adam(self._weights, backbone, moments, step=self._counts["steps"] + 1, rates=rates)
         if pool:
-            clip(pool.values(), c.clip_norm)
             self._counts["pool_steps"] += 1
             rates = dict.fromkeys(pool, c.learning_rate)
             adam(self._weights, pool, moments, step=self._counts["pool_steps"], rates=rates)
+        return True
 
     def _count(self, encoding: Encoding, target: Target) -> None:
         """Step, events, usage of the pool, and the time unit while it is still being estimated."""

@@ -461,6 +461,16 @@ def fresh_loss(state: State, config: PromptTPPConfig, batch: Batch) -> float:
     return learner.learn(batch).losses["time"]
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_reported() -> None:
+    learner, batch = learner_of(2), random_batch(5, 8, 12)
+    before = learner.state()
+    poisoned = replace(batch, target=replace(batch.target, weight=np.full(8, np.inf)))
+    report = learner.learn(poisoned)
+    assert report.actions == ("a gradient was not finite: no weight moved",)
+    assert moved(before, learner.state()) == set()
+    assert learner.learn(batch).actions == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
