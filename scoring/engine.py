@@ -20,7 +20,7 @@ from scoring.answers import Outlook, answer, outlooks
 from scoring.intake import Done, Intake, Waiting
 from scoring.models import Model
 from scoring.questions import Question, question_of
-from scoring.refusals import Failed, NotReady, Refusal
+from scoring.refusals import Failed, NotReady, Refusal, Stopping
 from scoring.shelf import Shelf
 from scoring.state import Seen, StateReader
 from storage.engine import Unavailable
@@ -69,7 +69,7 @@ class Engine:
     def submit(self, request: ScoreRequest, done: Done) -> None:
         """Has a request answered: `done` is called with the answer or the refusal.
 
-        :raises Overloaded, NotReady: it was not even queued.
+        :raises Overloaded, Stopping: it was not even queued.
         """
         self._intake.put(Waiting(request, done))
 
@@ -80,7 +80,7 @@ class Engine:
         rest = list(self._in_hand)
         while batch := self._intake.take(0.0):
             rest += batch
-        _tell_all(rest, NotReady("the process stopped before it could answer", todo="ask another one"))
+        _tell_all(rest, Stopping("the process stopped before it could answer", todo="ask another one"))
 
     # -- the thread --
 

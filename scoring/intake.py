@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from contracts.scoring import ScoreAnswer, ScoreRequest
-from scoring.refusals import NotReady, Overloaded, Refusal
+from scoring.refusals import Overloaded, Refusal, Stopping
 
 Done = Callable[[ScoreAnswer | Refusal], None]
 """Called in another thread; must return soon and raise nothing. Of several calls the first counts."""
@@ -48,11 +48,11 @@ class Intake:
     def put(self, waiting: Waiting) -> None:
         """
         :raises Overloaded: the queue is full.
-        :raises NotReady: it is closed.
+        :raises Stopping: it is closed.
         """
         with self._changed:
             if self._closed:
-                raise NotReady("the process is stopping", todo="ask another one")
+                raise Stopping("the process is stopping", todo="ask another one")
             if len(self._waiting) >= self._max_queue:
                 raise Overloaded(f"{self._max_queue} requests are waiting", todo="send fewer at a time, or later")
             self._waiting.append(waiting)

@@ -5,7 +5,8 @@ Trouble
 │   └── Invalid      the request is wrong: correct it                                    HTTP 400
 ├── Transient
 │   ├── Overloaded   too many requests are waiting: send fewer, or later                 HTTP 429
-│   └── NotReady     no model yet, Postgres is away, or the process stops: ask again     HTTP 503
+│   └── NotReady     no model yet, or Postgres is away: ask again                        HTTP 503
+│       └── Stopping     this process ends: ask another one                              HTTP 503
 └── Failed           a fault of ours; the log says more                                  HTTP 500
 """
 
@@ -34,6 +35,10 @@ class NotReady(Transient):
     """There is no model, or no Postgres, or no time left. The same request may be answered later."""
 
     outcome: Outcome = "not_ready"
+
+
+class Stopping(NotReady):
+    """The process ends; another may answer."""
 
 
 class Failed(Trouble):

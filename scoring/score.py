@@ -52,7 +52,7 @@ class Score:
         self._settings = settings
         self._health = health
         self._stop = stop
-        for part in ("model", "postgres", "http"):
+        for part in ("model", "postgres", "score"):
             health.set_ready(part, False, "starting")
         self._server = Server(host=settings.host, port=settings.port)
         self._postgres = open_engine(
@@ -102,7 +102,7 @@ class Score:
         self._engine.start()
         page = application(submit=self._engine.submit, models=self.models, health=self._health)
         self._server.start(page, drain_s=SEND_S)
-        self._health.set_ready("http", True)
+        self._health.set_ready("score", True)
         _log.info("score.listening", host=self._settings.host, port=self.port)
         try:
             while not self._stop.wait(PROBE_S / 2):
@@ -121,7 +121,7 @@ class Score:
                 raise Trouble(f"the {type(thread).__name__.lower()}'s thread ended", where="score")
 
     def _drain(self) -> None:
-        self._health.set_ready("http", False, "stopping")
+        self._health.set_ready("score", False, "stopping")
         self._engine.close(DRAIN_S)
         self._server.close(SEND_S + 1.0)
         self._shelf.close(SHELF_S)

@@ -42,6 +42,7 @@ class Server:
             lifespan="off",
             ws="none",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=max(1, int(drain_s)),

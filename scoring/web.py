@@ -18,7 +18,7 @@ import msgspec
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -27,7 +27,7 @@ from runtime import metrics
 from runtime.telemetry import Health
 from scoring.intake import Done
 from scoring.questions import decode
-from scoring.refusals import Failed, Invalid, NotReady, Outcome, Overloaded, Refusal
+from scoring.refusals import Failed, Invalid, NotReady, Outcome, Overloaded, Refusal, Stopping
 
 MAX_BODY_BYTES: Final = 64 * 1024
 ANSWER_S: Final = 15.0
@@ -38,7 +38,7 @@ STATUS: Final[dict[Outcome, int]] = {"invalid": 400, "overloaded": 429, "not_rea
 Submit = Callable[[ScoreRequest, Done], None]
 """Has a request answered.
 
-:raises Overloaded, NotReady: it was refused at once.
+:raises Overloaded, Stopping: it was refused at once.
 """
 
 _encode = msgspec.json.Encoder().encode
@@ -108,18 +108,23 @@ async def _asked(submit: Submit, request: ScoreRequest) -> ScoreAnswer | Refusal
 
 
 async def _body(request: Request) -> bytes:
-    """:raises Invalid: it is larger than any request needs."""
+    """:raises Invalid: it is larger than any request needs, or cut short."""
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise Invalid(f"more than {MAX_BODY_BYTES} bytes", where="request body", todo="send one ScoreRequest")
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise Invalid(f"more than {MAX_BODY_BYTES} bytes", where="request body", todo="send one ScoreRequest")
+    except ClientDisconnect:
+        raise Invalid("the client left before its request was complete", where="request body") from None
     return bytes(body)
 
 
 def _refused(refusal: Refusal) -> Response:
     status = STATUS[refusal.outcome]
     again = {} if isinstance(refusal, Invalid | Failed) else {"retry-after": str(RETRY_AFTER_S)}
+    if isinstance(refusal, Stopping):
+        again["connection"] = "close"  # the next request on it would find the door shut
     said = {"reason": refusal.outcome, "message": refusal.what, "where": refusal.where, "todo": refusal.todo}
     return _json({"error": said}, status=status, headers=again)
 

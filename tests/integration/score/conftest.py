@@ -182,7 +182,7 @@ def _served(world: World, ready: bool, settings: dict[str, Any]) -> Iterator[Run
         postgres_url=world.url,
         snapshots=world.folder,
         settings=ScoreSettings(port=0, poll_s=0.05, **settings),
-        health=Health(),
+        health=Health("score"),
         stop=stop,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,6 +99,7 @@ def test_a_stop_finishes_what_was_asked_and_refuses_what_comes(serve: Serve, wor
         reply = other.post("/v1/score", json={"user_id": "late"})
         assert reply.status_code == 503
         assert "stopping" in reply.json()["error"]["message"]
+        assert reply.headers["connection"] == "close"
     assert asked.result().status_code == 200
     other.close()
 
@@ -156,6 +158,16 @@ def test_user_state_is_read_in_one_repeatable_read_transaction_that_cannot_write
     found = reader.read([HistoryAsk(user=people[0], before=2**62, last_n=8)])
     assert seen == [["repeatable read", "on"]]
     assert len(found.histories[0]) == 1
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_counted_and_forgotten(
+    serve: Serve, people: list[str]
+) -> None:
+    running = serve()
+    before = _requests(running.client).get("invalid", 0)
+    with socket.create_connection(("127.0.0.1", running.port)) as client:
+        client.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    running.until(lambda: _requests(running.client).get("invalid", 0) == before + 1)
 
 
 def test_outcomes_are_counted(serve: Serve, people: list[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from contracts.scoring import ScoreRequest
 from scoring.intake import Intake, Waiting
-from scoring.refusals import NotReady, Overloaded
+from scoring.refusals import Overloaded, Stopping
 
 
 def waiting(user: str = "ann") -> Waiting:
@@ -48,7 +48,7 @@ def test_a_closed_queue_takes_nothing_in_and_gives_out_what_it_has() -> None:
     queue = intake()
     queue.put(waiting())
     queue.close()
-    with pytest.raises(NotReady):
+    with pytest.raises(Stopping):
         queue.put(waiting())
     assert len(queue.take(60.0)) == 1
     assert queue.take(60.0) == []
