@@ -64,7 +64,7 @@ def load(folder: Path, snapshot: Snapshot, *, device: str) -> Model:
         if isinstance(learner, Movable):
             learner.to(on)
         _warm_up(learner)
-    except (ForeignState, KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (ForeignState, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise BadSnapshot(f"{file} cannot serve: {type(error).__name__}: {error}") from error
     info = ModelInfo(
         learner=learner.name,
