@@ -33,7 +33,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARS)]
 Schema = Annotated[str, Meta(min_length=3, max_length=16, description="MAJOR.MINOR of the record's schema")]
 Time = Annotated[datetime, Meta(tz=True, description="ISO 8601 with offset; microseconds are kept")]
-Currency = Annotated[str, Meta(pattern="^[A-Z]{3}$", description="ISO 4217 code")]
+Currency = Annotated[
+    # The lengths too: to Python's `re`, "$" also matches before a final newline.
+    str, Meta(pattern="^[A-Z]{3}$", min_length=3, max_length=3, description="ISO 4217 code")
+]
 Amount = Annotated[
     int, Meta(ge=-MAX_AMOUNT, le=MAX_AMOUNT, description="millionths of the currency unit; negative = refund")
 ]

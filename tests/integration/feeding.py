@@ -44,7 +44,9 @@ def when(n: float) -> datetime:
     return START + timedelta(seconds=n)
 
 
-def event(event_id: str, user: str = "ann", at: float = 0, *, type: str = "click", item: str | None = None) -> UserEvent:
+def event(
+    event_id: str, user: str = "ann", at: float = 0, *, type: str = "click", item: str | None = None
+) -> UserEvent:
     """A user event."""
     return UserEvent(event_id=event_id, user_id=user, occurred_at=when(at), source="test", type=type, item_id=item)
 
@@ -123,7 +125,7 @@ class Sender:
         flush: bool = True,
     ) -> None:
         """Any bytes."""
-        given = list(headers.items()) if headers else None
+        given: list[tuple[str, str | bytes | None]] | None = list(headers.items()) if headers else None
         while True:
             try:
                 name = self.config.physical(topic)
@@ -192,7 +194,13 @@ class Processes:
     running: list[Running] = field(default_factory=list)
 
     def start(
-        self, database: str, config: KafkaConfig, *options: str, failpoint: str = "", port: int | None = None, **given: Any
+        self,
+        database: str,
+        config: KafkaConfig,
+        *options: str,
+        failpoint: str = "",
+        port: int | None = None,
+        **given: Any,
     ) -> Running:
         """One more."""
         stderr = self.folder / f"ingest-{len(self.running)}.log"
@@ -327,7 +335,8 @@ def letters(database: str) -> list[tuple[str, str]]:
     """(reason, topic) of the dead letters, in log order."""
     rows = query(
         database,
-        "SELECT reason, topic FROM dead_letter JOIN stream_offset USING (stream_id) ORDER BY topic, partition, position",
+        "SELECT reason, topic FROM dead_letter JOIN stream_offset USING (stream_id)"
+        " ORDER BY topic, partition, position",
     )
     return [(reason, topic) for reason, topic in rows]
 

@@ -1,0 +1,65 @@
+"""The committed JSON Schemas are those of the types, and real records satisfy them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import jsonschema
+import pytest
+
+from contracts import topics
+from contracts.codec import encode, topic_of
+from contracts.records import DeadLetterNotice, LossSum, Progress, Record
+from contracts.schemas import FILES, FOLDER, schema_of
+from tests.unit.contracts.test_codec import EXAMPLES
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+OTHERS: dict[str, Any] = {
+    topics.PROGRESS: Progress(
+        learner="l",
+        branch=1,
+        step=2,
+        rows=3,
+        late=0,
+        first_event_at=AT,
+        last_event_at=AT,
+        front=AT,
+        losses={"main": {"nll": LossSum(sum=1.5, rows=3)}},
+    ),
+    topics.DEAD_LETTERS: DeadLetterNotice(
+        id="1:2", reason="not_json", topic="items", partition=0, offset=2, size=3, sha256="00"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_committed_schema_is_the_generated_one(name: str) -> None:
+    assert (FOLDER / name).read_bytes() == schema_of(FILES[name]), "run: python -m contracts.schemas"
+
+
+def test_every_topic_has_a_schema() -> None:
+    assert {topic.name for topic in topics.ALL} == {name.removesuffix(".json") for name in FILES}
+    assert {file.name for file in FOLDER.glob("*.json")} == set(FILES)
+
+
+def validate(topic: str, value: object) -> None:
+    schema = json.loads((FOLDER / f"{topic}.json").read_bytes())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(value)
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: record.KIND)
+def test_encoded_records_satisfy_their_schema(record: Record) -> None:
+    value = json.loads(encode(record))
+    validate(topic_of(record), value)
+    validate(topic_of(record), {**value, "schema": "1.5", "of_a_later_minor_version": [1]})
+    for name in ("source", next(name for name in value if name.endswith("_id"))):
+        with pytest.raises(jsonschema.ValidationError):
+            validate(topic_of(record), {key: part for key, part in value.items() if key != name})
+
+
+@pytest.mark.parametrize("topic", OTHERS)
+def test_so_do_the_records_driftline_writes(topic: str) -> None:
+    validate(topic, json.loads(encode(OTHERS[topic])))
