@@ -11,7 +11,19 @@ from typing import Annotated
 
 import typer
 
-from driftline.commands import example, letters, offsets, processes, reading, setup, snapshots, sources, up, verify
+from driftline.commands import (
+    example,
+    letters,
+    offsets,
+    processes,
+    reading,
+    rebuild,
+    setup,
+    snapshots,
+    sources,
+    up,
+    verify,
+)
 from driftline.parent import end_with
 from driftline.session import Session
 from driftline.shown import note, say
@@ -30,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=example("driftline up", "driftline simulate && driftline status"),
 )
-for part in (up, processes, setup, sources, reading, offsets, letters, snapshots, verify):
+for part in (up, processes, setup, sources, reading, offsets, letters, snapshots, rebuild, verify):
     part.add_to(app)
 
 

@@ -1,0 +1,84 @@
+"""A process of Driftline's under somebody's thumb."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Victim:
+    """`driftline VERB`, started again and again; its log lines pile up in one file."""
+
+    def __init__(self, verb: list[str], environment: dict[str, str], log: Path) -> None:
+        self._verb = verb
+        self._environment = {**os.environ, **environment}
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self.kills = 0
+        self.frozen = False
+
+    def start(self, failpoint: str = "") -> None:
+        """A new life, to be ended (or frozen) at a fail point."""
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "driftline.cli", *self._verb],
+                env={**self._environment, "DRIFTLINE_FAILPOINT": failpoint},
+                cwd=REPOSITORY,
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+            )
+        self.frozen = False
+
+    def ended(self) -> int | None:
+        """Exit status of the life that is over; None while it lives (or was never started)."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stopped_itself(self) -> bool:
+        """Whether a fail point froze it."""
+        if not self.alive or self.frozen or self._process is None:
+            return False
+        state = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state == "T"
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+        self.frozen = True
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+        self.frozen = False
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        self.wait(10)
+        self.kills += 1
+
+    def drain(self) -> int:
+        """SIGTERM; returns the exit status.
+
+        :raises subprocess.TimeoutExpired: it was not gone within 10 s.
+        """
+        self._signal(signal.SIGTERM)
+        return self.wait(10)
+
+    def wait(self, seconds: float) -> int:
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    def count(self, words: str) -> int:
+        """Log lines that hold these words."""
+        return sum(words in line for line in self.log.read_text(errors="replace").splitlines())
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.alive and self._process is not None:
+            self._process.send_signal(number)
