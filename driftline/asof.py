@@ -44,6 +44,8 @@ def parse(text: str | None, watermark: Cursor) -> AsOf:
     cursor, separator, at = text.partition("@")
     if not separator and not _CURSOR.fullmatch(text):
         cursor, at = "", text
+    if not at and (separator or not cursor):
+        raise _unfit(text)
     return AsOf(_cursor(cursor, watermark) if cursor else watermark, _time(at) if at else _ALWAYS)
 
 

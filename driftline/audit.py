@@ -209,6 +209,7 @@ class Audit:
             for other in self._streams
             if (other.topic_id, other.partition) == (stream.topic_id, stream.partition) and other.life > stream.life
         ]
+        low = max(low, stream.begins) if stream.life > 1 else low
         return low, max(low, min([stream.next_offset, *later]))
 
     def records(self, stream: Audited, first: int, end: int) -> Iterator[Records]:

@@ -20,7 +20,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, Message, Topic
 from numpy.typing import NDArray
 
 from contracts import topics
-from contracts.codec import MAX_AHEAD, MAX_BEHIND, Decoder, Malformed
+from contracts.codec import MAX_AHEAD, MAX_BEHIND, MAX_RECORD_MS, Decoder, Malformed
 from contracts.identity import event_key
 from contracts.records import MAX_ID_CHARS, Record
 from runtime.kafka import KafkaConfig
@@ -203,6 +203,8 @@ class TopicReader:
             offsets.append(offset)
             try:
                 value, key = message.value(), message.key()
+                if not 0 <= message.timestamp()[1] <= MAX_RECORD_MS:
+                    continue
                 if value is None and topic == topics.ITEMS:
                     if not _names_item(key):
                         continue
@@ -241,8 +243,9 @@ def _records(topic: str, offsets: list[int], messages: list[Message], records: l
     else:
         for name, (attribute, kind) in _FIELDS[topic].items():
             columns[name] = pa.array([getattr(record, attribute) for record in records], kind)
-        ahead = np.asarray(columns["at"].cast(_INT)) - record_us
-        timely = (ahead <= MAX_AHEAD / _US) & (ahead >= -(MAX_BEHIND / _US))
+        for stated in ("at", *(("ref_time",) if topic == topics.LABELS else ())):
+            ahead = np.asarray(columns[stated].cast(_INT)) - record_us
+            timely &= (ahead <= MAX_AHEAD // _US) & (ahead >= -(MAX_BEHIND // _US))
         keys = [(message.key() or b"").decode() for message in messages]
         pairs = zip(keys, [record.event_id for record in records], strict=True)
         digests = np.fromiter((event_key(topic, key, event_id) for key, event_id in pairs), np.int64, len(records))

@@ -13,14 +13,14 @@ import msgspec
 from confluent_kafka import KafkaError, Message
 
 from contracts import topics
-from contracts.codec import MAX_AHEAD, MAX_BEHIND, Decoder, Malformed, Reason, key_field
-from contracts.records import Item, Label
+from contracts.codec import Decoder, Malformed, check_stated_time, key_field
 from runtime import kafka
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Refused, Trouble
 from storage.dead_letters import MAX_KEY_BYTES, Letter
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US = timedelta(microseconds=1)
 _FLUSH_S = 120.0
 
 
@@ -65,7 +65,7 @@ def repeat(letter: Letter, *, value: bytes | None = None, fix_key: bool = False,
         sent = replace(sent, key=_key_of(sent, where))
     if not anyway:
         try:
-            check(sent, letter.record_at)
+            check(sent)
         except Malformed as malformed:
             raise Refused(
                 f"it would be refused again: {malformed}",
@@ -75,14 +75,12 @@ def repeat(letter: Letter, *, value: bytes | None = None, fix_key: bool = False,
     return sent
 
 
-def check(record: Repeat, record_at: datetime) -> None:
+def check(record: Repeat) -> None:
     """:raises Malformed: `ingest` would refuse it."""
     decoded = Decoder(topics.INPUTS[record.topic]).decode(record.value, record.key)
-    if isinstance(decoded, Item):
-        return
-    at = decoded.known_at if isinstance(decoded, Label) else decoded.occurred_at
-    if not record_at - MAX_BEHIND <= at <= record_at + MAX_AHEAD:
-        raise Malformed(Reason.TIME_OUT_OF_RANGE, f"{at.isoformat()} against record time {record_at.isoformat()}")
+    for name in ("occurred_at", "known_at", "ref_time"):
+        if (at := getattr(decoded, name, None)) is not None:
+            check_stated_time(name, (at - _EPOCH) // _US, record.at_ms)
 
 
 def send(records: Sequence[Repeat], config: KafkaConfig) -> None:

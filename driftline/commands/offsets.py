@@ -132,5 +132,6 @@ def _show(changes: list[Change]) -> None:
         return
     rows = [(change.act, change.stream.topic, change.stream.partition, change.offset, change.why) for change in changes]
     table(["", "topic", "partition", "at", "because"], rows)
-    if any(change.act is Act.RETIRE for change in changes):
+    goes_on = {change.stream.topic_id for change in changes if change.act is not Act.RETIRE}
+    if any(change.act is Act.RETIRE and change.stream.topic_id not in goes_on for change in changes):
         say("what the retired streams' topics held beyond these offsets was not read and will not be")

@@ -53,7 +53,10 @@ def simulate(
     live: Annotated[bool, typer.Option("--live", help="From now on, at the clock's pace.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Send a small simulated world with one planted change. The same options send the same bytes each time (but not with --until-now or --live)."""
+    """Send a small simulated world with one planted change.
+
+    The same options send the same bytes, unless --until-now or --live ties them to the clock.
+    """
     from driftline.simulate import DAY_S, Scenario, Simulation
     from runtime.produce import paced, produce
 
