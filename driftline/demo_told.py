@@ -218,8 +218,8 @@ def _change_table(report: Report) -> Table:
         table.add_row(name, f"{found['rows']:,}", *("-" if loss is None else f"{loss:.3f}" for loss in losses))
     table.caption = (
         "Nats for when and what together, lower is better; each event is predicted before it is learnt. All four saw "
-        f"the same events; the frozen one learnt only from the first {change['warmup_events']:,}. In a world as small as this one, "
-        "simple references can do as well as the learner: compare the columns."
+        f"the same events; the frozen one learnt only from the first {change['warmup_events']:,}. In a world as small "
+        "as this one, simple references can do as well as the learner: compare the columns."
     )
     return table
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from driftline import demo
+from driftline.cast import descendants
 
 PATIENCE_S = 280.0
 
@@ -71,7 +71,7 @@ def test_a_demo_that_is_killed_takes_its_processes_with_it(tmp_path: Path) -> No
 def test_what_a_process_started_is_found() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        assert any(line.startswith(f"{child.pid} ") for line in demo.descendants())
+        assert any(line.startswith(f"{child.pid} ") for line in descendants())
     finally:
         child.communicate()
-    assert not any(line.startswith(f"{child.pid} ") for line in demo.descendants())
+    assert not any(line.startswith(f"{child.pid} ") for line in descendants())
