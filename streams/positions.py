@@ -59,6 +59,8 @@ def streams(topic: TopicDescription) -> list[Stream]:
 
 def check_identity(current: Sequence[StreamRow], topic: TopicDescription) -> None:
     """:raises Refused: another broker, another topic under the same name, or another partition count."""
+    if not current:  # never seen: nothing it could contradict
+        return
     stream = current[0].stream
     where = f"topic {topic.topic}"
     if stream.cluster_id != topic.cluster_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,3 +24,12 @@ def started(tmp_path: Path) -> Iterator[Processes]:
     """Starts `driftline ingest` processes and ends them."""
     with processes(tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -28,6 +28,7 @@ def claim(next_offset: int) -> Claim:
 
 def test_the_topic_that_is_known_is_taken() -> None:
     positions.check_identity(rows(), TOPIC)
+    positions.check_identity([], TOPIC)  # seen for the first time
 
 
 @pytest.mark.parametrize(
