@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,17 +165,18 @@ def test_a_topic_that_lost_its_end_is_refused(database: str, kafka_topics: Kafka
         ingest_once(database, kafka_topics)
 
 
-@pytest.fixture
-def own_kafka(tmp_path: Path, kafka: str) -> Path:
-    """The folder of a broker that a test may stop; skips where `kafka` is not ours to start."""
-    if not (SHARED / "kafka" / "kafka").exists() or shutil.which("java") is None:
-        pytest.skip("needs the Apache Kafka of ../shared/kafka")
-    return tmp_path / "kafka"
-
-
 def broker(action: str, folder: Path) -> str:
     done = subprocess.run([SHARED / "kafka" / "kafka", action, folder], check=True, capture_output=True, timeout=90)
     return done.stdout.decode().strip()
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a broker that a test may stop."""
+    if not (SHARED / "kafka" / "kafka").exists() or shutil.which("java") is None:
+        pytest.skip("needs the Apache Kafka of ../shared/kafka")
+    yield tmp_path
+    broker("kill", tmp_path)
 
 
 @pytest.mark.slow
@@ -182,28 +184,24 @@ def test_a_broker_that_goes_and_comes_back_is_waited_for_and_nothing_is_lost(
     database: str, own_kafka: Path, make_topics: MakeTopics
 ) -> None:
     address = broker("start", own_kafka)
-    try:
-        config = make_topics(address)
-        Sender(config).send(event("e1"))
-        process = ingest(database, config, session_timeout_s=6)
-        with running(process) as future:
-            eventually(lambda: len(taken(database).identities) == 1, within_s=60)
-            broker("kill", own_kafka)
-            eventually(lambda: not process._health.is_ready(), within_s=30)
-            assert "waiting to try again" in str(process._health.report()["ingest"]["why"])
-            assert broker("start", own_kafka) == address
-            Sender(config).send(event("e2"))
-            eventually(lambda: len(taken(database).identities) == 2, within_s=40)
-            eventually(process._health.is_ready)
-            broker("kill", own_kafka)
-            eventually(lambda: not process._health.is_ready(), within_s=30)
-            stopped = time.monotonic()
-            process._stop.set()
-            future.result(15)
-            assert time.monotonic() - stopped < 10
-            broker("start", own_kafka)
-    finally:
+    config = make_topics(address)
+    Sender(config).send(event("e1"))
+    process = ingest(database, config)
+    with running(process) as future:
+        eventually(lambda: len(taken(database).identities) == 1, within_s=60)
         broker("kill", own_kafka)
+        eventually(lambda: not process._health.is_ready(), within_s=30)
+        assert "waiting to try again" in str(process._health.report()["ingest"]["why"])
+        assert broker("start", own_kafka) == address
+        Sender(config).send(event("e2"))
+        eventually(lambda: len(taken(database).identities) == 2, within_s=40)
+        eventually(process._health.is_ready)
+        broker("kill", own_kafka)
+        stopped = time.monotonic()
+        process._stop.set()
+        future.result(15)
+        assert time.monotonic() - stopped < 10, "it must drain in time without a broker too"
+    broker("start", own_kafka)
 
 
 def test_owners_that_come_and_go_at_random_double_and_lose_nothing(database: str, kafka_topics: KafkaConfig) -> None:
