@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
+from confluent_kafka import TopicPartition
 from psycopg import sql
 from sqlalchemy import make_url
 
 from contracts import topics
+from contracts.codec import encode
 from driftline.audit import audit
 from driftline.audit_findings import Finding, Report
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from tests.integration.feeding import Sender, event, ingest_once, item, label, payment, query, relation
+from tests.integration.feeding import START_MS, Sender, event, ingest_once, item, label, payment, query, relation
 
 WINDOW = 1_000_000
 
@@ -190,3 +192,47 @@ def _create(server: str, template: str) -> str:
 def _drop(server: str, name: str) -> None:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.mark.kafka
+def test_aborted_records_and_markers_are_no_records(kafka_topics: KafkaConfig, database: str) -> None:
+    extra = {"transactional.id": f"{kafka_topics.prefix}t", "message.timeout.ms": 10_000, "linger.ms": 0}
+    producer = kafka.producer(kafka_topics, extra=extra)
+    producer.init_transactions(30)
+    for n, committed in enumerate((True, False, True, False)):
+        producer.begin_transaction()
+        for user in ("ann", "bob", "cyd", "dan"):
+            record = event(f"e{n}", user, n)
+            producer.produce(kafka_topics.physical(topics.USER), key=user, value=encode(record), timestamp=START_MS)
+        if committed:
+            producer.commit_transaction(30)
+        else:
+            producer.flush(30)
+            producer.abort_transaction(30)
+    ingest_once(database, kafka_topics)
+    report = audit(database, kafka_topics, duplicate_window=WINDOW)
+    assert report.ok
+    assert report.read == report.topics[topics.USER].accepted == 8
+
+
+@pytest.mark.kafka
+def test_what_the_topic_no_longer_retains_is_counted_and_checked_against_the_sequences(
+    kafka_topics: KafkaConfig, database: str
+) -> None:
+    sender = Sender(kafka_topics)
+    sender.send(*(event(f"e{n}", "ann", n) for n in range(6)))
+    sender.put(topics.USER, b"ann", b"not JSON")
+    sender.send(event("last", "ann", 9))
+    ingest_once(database, kafka_topics)
+    ((partition,),) = query(database, "SELECT partition FROM stream_offset JOIN dead_letter USING (stream_id)")
+    admin = kafka.admin(kafka_topics)  # kept: its answers die with it
+    place = TopicPartition(kafka_topics.physical(topics.USER), partition, 7)
+    for answer in admin.delete_records([place]).values():
+        answer.result(timeout=30)
+    report = audit(database, kafka_topics, duplicate_window=WINDOW)
+    assert report.ok
+    user = report.topics[topics.USER]
+    assert (user.read, user.accepted, user.not_retained, user.in_sequences) == (1, 1, 7, 7)
+    query(database, "UPDATE user_segment SET at[1] = 0")
+    report = audit(database, kafka_topics, duplicate_window=WINDOW)
+    assert report.topics[topics.USER].findings[Finding.WRONG_IN_SEQUENCE] == 1
