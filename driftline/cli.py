@@ -34,7 +34,8 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     name="driftline",
-    help="Exactly-once user state and continual learning on live Kafka events.",
+    help="Exactly-once user state and continual learning on live Kafka events.\n\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong call or setting, 3 refused: a person decides.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -67,7 +68,7 @@ def everywhere(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of all verbs. Exit codes: 0 done, 1 failed, 2 wrong call or setting, 3 refused: a person decides."""
+    """Options of all verbs."""
     if parent is not None:
         end_with(parent)
     context.obj = Session(config=config, stack_file=stack)

@@ -91,7 +91,7 @@ def show(
 
 def replay(
     context: typer.Context,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which; or --reason for many.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which; or --reason for many.")] = None,
     reason: OfReason = None,
     limit: Limit = 10_000,
     value: Annotated[

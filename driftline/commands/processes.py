@@ -31,7 +31,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def ingest(context: typer.Context, once: Once = False, port: Port = None, json: AsJson = False) -> None:
-    """Take in what the topics hold: each accepted record exactly once into log and sequences. Ctrl-C drains."""
+    """Take in what the topics hold, exactly once.
+
+    Each accepted record goes into the log and its users' sequences, each invalid one into the dead letters.
+    Ctrl-C drains.
+    """
     from streams.ingest import Ingest
 
     call = session(context)
@@ -57,7 +61,10 @@ def train(
     port: Port = None,
     json: AsJson = False,
 ) -> None:
-    """Keep one learner learning from the event log, and take snapshots. Ctrl-C drains."""
+    """Keep one learner learning from the event log.
+
+    Each step is journalled before it runs; snapshots are taken on the way. Ctrl-C drains.
+    """
     from streams.train import Train
 
     call = session(context)
@@ -86,7 +93,10 @@ def score(
     learner: Annotated[str | None, typer.Option(metavar="NAME", help="Whose snapshots answer.")] = None,
     port: Port = None,
 ) -> None:
-    """Answer what comes next for a user, and when, over HTTP (POST /v1/score). Ctrl-C drains."""
+    """Answer over HTTP what comes next for a user.
+
+    And when: POST /v1/score, from the newest snapshot and the newest user state. Ctrl-C drains.
+    """
     from scoring.score import Score
 
     call = session(context)

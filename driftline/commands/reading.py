@@ -37,7 +37,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def status(context: typer.Context, json: AsJson = False) -> None:
-    """Print how far everything is: streams and their lag, what became of the records, learners and snapshots."""
+    """Print how far everything is.
+
+    Streams and their lag, what became of the records, dead letters, learners and their snapshots.
+    """
     call = session(context)
     with call.reading() as connection:
         rows = [row for row in stored.streams(connection) if not row.retired]
@@ -104,7 +107,10 @@ def user(
     last: Annotated[int, typer.Option(min=1, metavar="N", help="At most the newest so many events.")] = 100,
     json: AsJson = False,
 ) -> None:
-    """Print a user's sequence, and the cursor and time it is as of: asked again with these, it is the same for ever."""
+    """Print a user's sequence, as it is or was.
+
+    The cursor (and time) it is as of is printed with it: asked again with these, the answer stays the same.
+    """
     call = session(context)
     with call.reading() as connection:
         asked = parse(as_of, stored.watermark(connection))

@@ -54,7 +54,7 @@ def show(
 
 def verify(
     context: typer.Context,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Which; default: all live ones.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which; default: all live ones.")] = None,
     learner: OfLearner = None,
     json: AsJson = False,
 ) -> None:

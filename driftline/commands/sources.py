@@ -133,7 +133,10 @@ def replay(
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many rows by time.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Send recorded events in the order of their times, each row one record. Sent twice, they still count once."""
+    """Send recorded events in the order of their times.
+
+    Each row is one record. Sent twice, they still count once: ids repeat.
+    """
     from driftline.recorded import Columns, LateLabel, Source
     from driftline.replay import known_source
     from driftline.replay import replay as send

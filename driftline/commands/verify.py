@@ -18,8 +18,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def verify(context: typer.Context, json: AsJson = False) -> None:
-    """Prove that every retained record counted exactly once: in log, sequences, dead letters. Exit 1 if not.
+    """Prove that every retained record counted once.
 
+    Valid ones in the log and in their users' sequences, invalid ones as dead letters; exit 1 if not.
     Reads all topics and tables with its own consumer and its own SQL; writes nothing.
     """
     from driftline.audit import audit
