@@ -88,7 +88,7 @@ class ScoreSettings(_Group):
     )
     batch_size: Count = Field(default=64, description="requests answered in one pass")
     batch_wait_s: Seconds = Field(default=0.002, description="seconds a pass waits to fill")
-    max_queue: Count = Field(default=4_096, description="requests waiting; more are answered 503 at once")
+    max_queue: Count = Field(default=4_096, description="requests waiting; more are answered 429 at once")
     poll_s: Annotated[float, Field(gt=0)] = Field(default=1.0, description="seconds between looks for a newer snapshot")
     threads: Count = Field(default=1, description="torch threads")
     device: str = Field(default="auto", description='torch device; "auto" = cuda where there is one')

@@ -87,7 +87,8 @@ _HISTORIES = text("""
            e.stream, e.kind, t.value AS type, i.value AS item, e.amount, c.value AS currency, o.value AS other
     FROM unnest(CAST(:users AS text[]), CAST(:befores AS bigint[]), CAST(:last_ns AS int[])) WITH ORDINALITY
          AS a(user_id, before, last_n, n)
-    JOIN vocabulary u ON u.space = 1 AND u.value = a.user_id
+    -- A look-up per ask: joined, a vocabulary not yet analysed is scanned whole for each of them.
+    CROSS JOIN LATERAL (SELECT id FROM vocabulary WHERE space = 1 AND value = a.user_id) AS u
     CROSS JOIN LATERAL (
         SELECT e.*, b.topic, b.partition
         FROM user_segment s

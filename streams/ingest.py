@@ -410,7 +410,9 @@ class Membership:
         with self._side_engine.connect() as connection:
             rows = offsets.streams(connection)
         for topic, description in described.items():
-            positions.check_identity([r for r in rows if r.stream.topic == topic and not r.retired], description)
+            current = [row for row in rows if row.stream.topic == topic and not row.retired]
+            if current:  # none before the first assignment
+                positions.check_identity(current, description)
 
     # -- committing --
 

@@ -20,13 +20,14 @@ class Victim:
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
         self.kills = 0
+        log.touch()
         self.frozen = False
 
     def start(self, failpoint: str = "") -> None:
         """A new life, to be ended (or frozen) at a fail point."""
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "driftline.cli", *self._verb],
+                [sys.executable, "-m", "driftline", *self._verb],
                 env={**self._environment, "DRIFTLINE_FAILPOINT": failpoint},
                 cwd=REPOSITORY,
                 stdout=out,
@@ -59,17 +60,24 @@ class Victim:
         self.frozen = False
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        self.wait(10)
-        self.kills += 1
+        """Kills the life that is on, if there is one, and counts it."""
+        if self.alive:
+            self._signal(signal.SIGKILL)
+            self.wait(10)
+            self.kills += 1
 
     def drain(self) -> int:
-        """SIGTERM; returns the exit status.
+        """SIGTERM; returns the exit status. A fail point that freezes it meanwhile is thawed.
 
         :raises subprocess.TimeoutExpired: it was not gone within 10 s.
         """
         self._signal(signal.SIGTERM)
-        return self.wait(10)
+        for _ in range(100):
+            try:
+                return self.wait(0.1)
+            except subprocess.TimeoutExpired:
+                self._signal(signal.SIGCONT)
+        return self.wait(0.1)
 
     def wait(self, seconds: float) -> int:
         assert self._process is not None
