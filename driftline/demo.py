@@ -274,6 +274,9 @@ def main(arguments: Sequence[str] = ()) -> int:
     except Trouble as trouble:
         console.print(f"[red]the demo could not be played to its end:[/] {escape(str(trouble))}", highlight=False)
         return trouble.code
+    except KeyboardInterrupt:
+        console.print("interrupted; everything it started was ended")
+        return 130
     report = told.report(story.plot, facts)
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     told.show(report, console)
