@@ -12,11 +12,12 @@ TORCH_INDEX ?=
 RUNS ?= 20
 EVENTS ?= 1000000
 ROUNDS ?= 5
+RULES ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv-peers/.installed
-PIP := pip install --disable-pip-version-check --quiet
+PIP := pip install --disable-pip-version-check -qq
 
 .PHONY: help venv demo test lint types test-fast test-kafka test-slow chaos bench rules docs clean
 
@@ -65,8 +66,8 @@ $(PEERS): benchmarks/peers.txt
 	.venv-peers/bin/$(PIP) -r benchmarks/peers.txt
 	touch $@
 
-rules: $(INSTALLED) ## Which test keeps which rule of the protocol: writes docs/rules.md
-	$(BIN)/python -m tests.rules
+rules: $(INSTALLED) ## Switch each rule of the protocol off and see its test fail; writes docs/rules.md: make rules RULES="1 5"
+	$(BIN)/python -m tests.rules $(RULES)
 
 docs: $(INSTALLED) ## Write docs/metrics.md and docs/settings.md anew from the code
 	$(BIN)/python docs/generate.py

@@ -123,17 +123,36 @@ def cast(folder: Path, settings: Mapping[str, str]) -> Iterator[Cast]:
         players.end()
 
 
-def descendants() -> list[str]:
-    """Processes that this one started, and theirs, as "pid name"; [] where there is no /proc."""
-    parents: dict[int, tuple[int, str]] = {}
+Known = dict[tuple[int, int], str]
+"""(process id, when it started in clock ticks) -> name: ids are used again, pairs are not."""
+
+
+def descendants() -> Known:
+    """Processes that this one started, and theirs; empty where there is no /proc."""
+    everyone = _everyone()
+    found: Known = {}
+    wave = {os.getpid()}
+    while wave := {pid for (pid, _), (parent, _) in everyone.items() if parent in wave}:
+        found |= {key: name for key, (_, name) in everyone.items() if key[0] in wave}
+    return found
+
+
+def alive(known: Known) -> list[str]:
+    """Those that still run, as "pid name", whoever has become their parent."""
+    everyone = _everyone()
+    return [f"{pid} {name}" for (pid, started), name in sorted(known.items()) if (pid, started) in everyone]
+
+
+def _everyone() -> dict[tuple[int, int], tuple[int, str]]:
+    """(pid, start) -> (parent, name) of all processes."""
+    found = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             pid, rest = status.read_text().split(" (", 1)
         except (OSError, ValueError):
             continue  # it ended meanwhile
         name, _, fields = rest.rpartition(") ")
-        parents[int(pid)] = (int(fields.split()[1]), name)
-    found, wave = [], {os.getpid()}
-    while wave := {pid for pid, (parent, _) in parents.items() if parent in wave}:
-        found += [f"{pid} {parents[pid][1]}" for pid in sorted(wave)]
+        values = fields.split()
+        if values[0] not in "ZX":  # ended, and not yet asked for its exit code
+            found[int(pid), int(values[19])] = int(values[1]), name
     return found

@@ -29,7 +29,7 @@ from contracts import topics
 from contracts.records import Progress
 from contracts.scoring import ScoreAnswer
 from driftline import demo_told as told
-from driftline.cast import Actor, Broken, Cast, cast, descendants
+from driftline.cast import Actor, Broken, Cast, Known, alive, cast, descendants
 from driftline.local import LocalStack, local_stack
 from driftline.session import Session
 from runtime import kafka
@@ -91,6 +91,8 @@ class Story:
     def __init__(self, plot: Plot, folder: Path, console: Console) -> None:
         self.plot, self.folder, self.console = plot, folder, console
         self.facts = Facts()
+        self._seen: Known = {}
+        """All processes that were ever started on the way."""
 
     def run(self) -> Facts:
         """Plays it.
@@ -109,7 +111,7 @@ class Story:
             self._learn(players, call)
             self._verify(players, call)
             self._score(players, call)
-        self.facts.left = descendants()
+        self.facts.left = alive(self._seen | descendants())
         self.facts.total_s = time.monotonic() - self.facts.started_at
         return self.facts
 
@@ -210,6 +212,7 @@ class Story:
             raise Broken(f"{name} was to be killed, and ended with exit code {code}", where=str(actor.log))
 
     def _say(self, line: str) -> None:
+        self._seen |= descendants()
         self.console.print(f"[dim]{time.monotonic() - self.facts.started_at:5.0f} s[/]  {line}", highlight=False)
 
 

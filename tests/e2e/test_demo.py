@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from driftline.cast import descendants
+from driftline.cast import alive, descendants
 
 PATIENCE_S = 280.0
 
@@ -68,10 +68,12 @@ def test_a_demo_that_is_killed_takes_its_processes_with_it(tmp_path: Path) -> No
     assert len(gone) == len(family)
 
 
-def test_what_a_process_started_is_found() -> None:
+def test_what_a_process_started_is_found_until_it_ends() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        assert any(line.startswith(f"{child.pid} ") for line in descendants())
+        mine = {key: name for key, name in descendants().items() if key[0] == child.pid}
+        assert len(alive(mine)) == 1
     finally:
         child.communicate()
-    assert not any(line.startswith(f"{child.pid} ") for line in descendants())
+    assert alive(mine) == []
+    assert not mine.keys() & descendants().keys()
