@@ -16,28 +16,40 @@ MAX_VALUE_BYTES = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What is kept of a refused record: so much that it can be read and, if it is whole, replayed."""
+
+    key: bytes | None
+    value: bytes | None
+    size: int
+    """Bytes of the whole value."""
+    sha256: str
+    """Of the whole value."""
+    cut: bool
+    """Key or value is not whole."""
+
+    @classmethod
+    def of(cls, key: bytes | None, value: bytes | None) -> Kept:
+        """Cuts a record to the limits, so that what is refused for its size is not held whole until the commit."""
+        return cls(
+            key=None if key is None else key[:MAX_KEY_BYTES],
+            value=None if value is None else value[:MAX_VALUE_BYTES],
+            size=len(value or b""),
+            sha256=hashlib.sha256(value or b"").hexdigest(),
+            cut=len(key or b"") > MAX_KEY_BYTES or len(value or b"") > MAX_VALUE_BYTES,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class NewLetter:
     """A record to refuse."""
 
     claim: Claim
     offset: int
     record_at: datetime
-    key: bytes | None
-    value: bytes | None
+    kept: Kept
     reason: str
     detail: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.claim.stream_id}:{self.offset}"
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.value or b"").hexdigest()
-
-    @property
-    def cut(self) -> bool:
-        return len(self.key or b"") > MAX_KEY_BYTES or len(self.value or b"") > MAX_VALUE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +211,9 @@ def _values(letter: NewLetter) -> dict[str, object]:
         # What the producer sent may stand in the detail; Postgres cannot store U+0000.
         "detail": letter.detail.replace("\0", "\\0")[:1000],
         "record_at": letter.record_at,
-        "key": None if letter.key is None else letter.key[:MAX_KEY_BYTES],
-        "value": None if letter.value is None else letter.value[:MAX_VALUE_BYTES],
-        "size": len(letter.value or b""),
-        "sha256": letter.sha256,
-        "cut": letter.cut,
+        "key": letter.kept.key,
+        "value": letter.kept.value,
+        "size": letter.kept.size,
+        "sha256": letter.kept.sha256,
+        "cut": letter.kept.cut,
     }

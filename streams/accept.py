@@ -29,6 +29,7 @@ from contracts.codec import (
 from contracts.identity import event_key
 from contracts.records import MAX_ID_CHARS, Item, Label, Payment, Record, Relation, UserEvent
 from contracts.topics import INPUTS, ORIGIN_HEADER
+from storage.dead_letters import Kept
 from storage.log import EVENT_ROWS, ITEM_ROWS, LABEL_ROWS
 
 _MAX_AHEAD_US = int(MAX_AHEAD.total_seconds()) * 1_000_000
@@ -46,8 +47,7 @@ class Refusal:
 
     offset: int
     record_ms: int
-    key: bytes | None
-    value: bytes | None
+    kept: Kept
     reason: str
     detail: str
 
@@ -97,7 +97,8 @@ class Intake:
                 self.value_bytes += len(value or b"")
                 record = self.decoder.decode(value, key)
         except Malformed as malformed:
-            self.refused.append(Refusal(offset, record_ms, key, value, malformed.reason, malformed.detail))
+            kept = Kept.of(key, value)
+            self.refused.append(Refusal(offset, record_ms, kept, malformed.reason, malformed.detail))
             return
         self.unknown_fields += self.decoder.with_unknown_fields - before
         if headers := message.headers():
@@ -115,9 +116,8 @@ class Intake:
     def refuse(self, index: int, reason: str, detail: str) -> None:
         """Refuses a record that had been taken (its columns must be made anew)."""
         message = self.messages[index]
-        self.refused.append(
-            Refusal(self.offsets[index], self.record_ms[index], message.key(), message.value(), reason, detail)
-        )
+        kept = Kept.of(message.key(), message.value())
+        self.refused.append(Refusal(self.offsets[index], self.record_ms[index], kept, reason, detail))
 
     def drop_untimely(self) -> None:
         """Refuses records whose event time is out of range of their record time."""

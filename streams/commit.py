@@ -224,8 +224,7 @@ def _letters(part: Part) -> list[dead_letters.NewLetter]:
             claim=part.move.claim,
             offset=refusal.offset,
             record_at=log.time_of(min(max(refusal.record_ms, 0), MAX_RECORD_MS) * 1000),
-            key=refusal.key,
-            value=refusal.value,
+            kept=refusal.kept,
             reason=refusal.reason,
             detail=refusal.detail,
         )

@@ -373,7 +373,7 @@ class Membership:
             records += len(messages)
             size += taken
             # Small chunks for large records: a chunk is in memory before its size is known.
-            self._chunk = max(16, min(5000, 8 * 2**20 // (taken // len(messages) + 1)))
+            self._chunk = max(1, min(5000, 8 * 2**20 // (taken // len(messages) + 1)))
             if self._stop.is_set():
                 break
         return records

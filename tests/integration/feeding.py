@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -160,7 +161,14 @@ def ingest(database: str, config: KafkaConfig, *, stop: Stop | None = None, **gi
 
 def ingest_once(database: str, config: KafkaConfig, **given: Any) -> Totals:
     """Takes in what the topics hold now."""
-    return ingest(database, config, **given).run(once=True)
+    timer = threading.Timer(45, (stop := Stop()).set, ["too slow"])
+    timer.start()
+    try:
+        totals = ingest(database, config, stop=stop, **given).run(once=True)
+    finally:
+        timer.cancel()
+    assert stop.reason is None, "it did not reach the ends of the topics"
+    return totals
 
 
 @dataclass(kw_only=True)

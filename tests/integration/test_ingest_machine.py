@@ -96,7 +96,7 @@ class Machine(RuleBasedStateMachine):
             return
         owner = data.draw(st.sampled_from(self.zombies))
         for place, claim in list(owner.claims.items()):
-            rest = self.sent[place][claim.next_offset :]
+            rest = self.sent.get(place, [])[claim.next_offset :]
             if rest:
                 with pytest.raises((Fenced, Unavailable, IntegrityError)):
                     owner.write({place: self.messages(place, rest, claim.next_offset)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 import urllib.request
@@ -12,8 +13,16 @@ from urllib.error import HTTPError
 
 import psycopg
 import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
+from contracts import topics
 from contracts.records import UserEvent
+from runtime import kafka as clients
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
 from tests.integration.feeding import (
@@ -214,3 +223,26 @@ def test_two_processes_share_the_work_and_hand_it_over_while_records_flow(
     eventually(lambda: taken(database).totals["read"] == sent * 30, within_s=30)
     assert taken(database).identities == {identity(each) for each in events(0, sent * 20 + 10)}
     assert "Traceback" not in one.log() + two.log() + three.log()
+
+
+@pytest.mark.kafka
+def test_records_of_many_megabytes_are_refused_in_bounded_memory(
+    database: str, kafka_topics: KafkaConfig, started: Processes
+) -> None:
+    admin = clients.admin(kafka_topics)
+    larger = ConfigEntry("max.message.bytes", "20000000", incremental_operation=AlterConfigOpType.SET)
+    name = kafka_topics.physical(topics.USER)
+    resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[larger])
+    admin.incremental_alter_configs([resource])[resource].result(10)
+    sender = Sender(kafka_topics)
+    small = started.start(database, kafka_topics, "--once", "--json")
+    assert small.exit_code() == Exit.DONE
+    for n in range(80):
+        sender.put(topics.USER, b"ann", os.urandom(6_000_000), partition=0)
+    sender.send(*events(0))
+    large = started.start(database, kafka_topics, "--once", "--json")
+    assert large.exit_code(within_s=60) == Exit.DONE
+    assert accepted(database, 30)
+    assert query(database, "SELECT count(*), sum(length(value)) FROM dead_letter") == [(80, 80 * 65_536)]
+    grown = [json.loads(run.log().splitlines()[-1])["peak_rss_bytes"] for run in (large, small)]
+    assert grown[0] - grown[1] < 300_000_000, "480 MB were read"

@@ -371,7 +371,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         says="a body is cut at a limit, with length and sha256 of the whole",
         tests=(f"{_RECORDS}test_a_letter_keeps_the_record_or_says_that_it_is_cut",),
         file="storage/dead_letters.py",
-        off=(("letter.value[:MAX_VALUE_BYTES]", "letter.value"),),
+        off=(("value[:MAX_VALUE_BYTES]", "value"),),
     ),
     Rule(
         number=8,
