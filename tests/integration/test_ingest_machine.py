@@ -130,6 +130,6 @@ def test_any_order_of_batches_crashes_and_zombies_takes_each_event_once(database
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=8, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -237,7 +237,7 @@ def test_records_of_many_megabytes_are_refused_in_bounded_memory(
     sender = Sender(kafka_topics)
     small = started.start(database, kafka_topics, "--once", "--json")
     assert small.exit_code() == Exit.DONE
-    for n in range(80):
+    for _ in range(80):  # random bytes: Kafka's limits count compressed ones, and lz4 packs a constant 250 to 1
         sender.put(topics.USER, b"ann", os.urandom(6_000_000), partition=0)
     sender.send(*events(0))
     large = started.start(database, kafka_topics, "--once", "--json")
