@@ -103,6 +103,8 @@ class Decoder:
             raise Malformed(Reason.UNSTORABLE_TEXT, "a field contains the character U+0000")
         if isinstance(record, Relation) and record.actor_id == record.counterpart_id:
             raise Malformed(Reason.SELF_RELATION, "actor and counterpart are the same user")
+        if type(record) is self.record:  # and not its strict kind: it was read leniently
+            self.with_unknown_fields += 1
         return record
 
     def _decode_again(self, value: bytes) -> Record:
@@ -118,7 +120,6 @@ class Decoder:
             raise Malformed(Reason.TOO_DEEP, "nested deeper than the reader goes") from None
         except (msgspec.DecodeError, UnicodeError) as error:
             raise Malformed(Reason.NOT_JSON, str(error)) from None
-        self.with_unknown_fields += 1
         return record
 
     def _admit_version(self, version: str) -> None:

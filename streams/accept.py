@@ -73,40 +73,47 @@ class Intake:
     refused: list[Refusal] = field(default_factory=list)
     origins: dict[int, str] = field(default_factory=dict)
     """offset -> dead letter that this record repeats."""
+    _stated: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """Name -> that time of each record, once asked for: microseconds since 1970."""
 
-    def take(self, message: Message) -> None:
-        """One message, in offset order.
+    def take(self, *messages: Message) -> None:
+        """Messages, in offset order.
 
-        :raises Disorder: it lies before what is known or was taken.
+        :raises Disorder: one lies before what is known or was taken.
         """
-        value, key = message.value(), message.key()
-        offset, record_ms = message.offset() or 0, message.timestamp()[1]
-        if offset < self.next:
-            raise Disorder(f"{self.topic}: offset {offset} came where {self.next} was next")
-        self.next = offset + 1
-        self.read += 1
-        before = self.decoder.with_unknown_fields
-        record: Record | None
-        try:
-            if not 0 <= record_ms <= MAX_RECORD_MS:
-                check_record_time(record_ms)
-            if value is None and self.decoder.record is Item:
-                check_item_key(key)
-                record = None
-            else:
-                self.value_bytes += len(value or b"")
-                record = self.decoder.decode(value, key)
-        except Malformed as malformed:
-            kept = Kept.of(key, value)
-            self.refused.append(Refusal(offset, record_ms, kept, malformed.reason, malformed.detail))
-            return
-        self.unknown_fields += self.decoder.with_unknown_fields - before
-        if headers := message.headers():
-            self._note_origin(offset, dict(headers))
-        self.offsets.append(offset)
-        self.record_ms.append(record_ms)
-        self.records.append(record)
-        self.messages.append(message)
+        # The one loop that runs for every record: what it needs is in local names.
+        decoder, unknown = self.decoder, self.decoder.with_unknown_fields
+        decode, is_item = decoder.decode, decoder.record is Item
+        expected = self.next
+        for message in messages:
+            value, key = message.value(), message.key()
+            offset, record_ms = message.offset() or 0, message.timestamp()[1]
+            if offset < expected:
+                raise Disorder(f"{self.topic}: offset {offset} came where {expected} was next")
+            expected = offset + 1
+            record: Record | None
+            try:
+                if not 0 <= record_ms <= MAX_RECORD_MS:
+                    check_record_time(record_ms)
+                if value is None and is_item:
+                    check_item_key(key)
+                    record = None
+                else:
+                    record = decode(value, key)
+            except Malformed as malformed:
+                kept = Kept.of(key, value)
+                self.refused.append(Refusal(offset, record_ms, kept, malformed.reason, malformed.detail))
+                continue
+            if headers := message.headers():
+                self._note_origin(offset, dict(headers))
+            self.offsets.append(offset)
+            self.record_ms.append(record_ms)
+            self.records.append(record)
+            self.messages.append(message)
+        self.next = expected
+        self.read += len(messages)
+        self.value_bytes += sum(map(len, messages))
+        self.unknown_fields += decoder.with_unknown_fields - unknown
 
     def _note_origin(self, offset: int, headers: dict[str, str | bytes | None]) -> None:
         content = headers.get(ORIGIN_HEADER)
@@ -124,7 +131,7 @@ class Intake:
         timely = np.ones(len(self.records), bool)
         record_us = np.asarray(self.record_ms, np.int64) * 1000
         for name in _TIMES.get(self.decoder.record, ()):
-            times = times_of(self.records, name)
+            times = self.stated(name)
             ahead = times - record_us
             for index in np.flatnonzero(timely & ((ahead > _MAX_AHEAD_US) | (ahead < -_MAX_BEHIND_US))).tolist():
                 try:
@@ -143,6 +150,14 @@ class Intake:
         self.record_ms = [self.record_ms[i] for i in chosen]
         self.records = [self.records[i] for i in chosen]
         self.messages = [self.messages[i] for i in chosen]
+        self._stated = {name: times[indices] for name, times in self._stated.items()}
+
+    def stated(self, name: str) -> NDArray[np.int64]:
+        """One of the times the records state, in microseconds since 1970."""
+        if name not in self._stated:
+            times = pa.array([getattr(record, name) for record in self.records], _TIME)
+            self._stated[name] = np.asarray(times.cast(pa.int64()))
+        return self._stated[name]
 
     def keys(self) -> list[str]:
         """The user (or item) of each record."""
@@ -199,16 +214,10 @@ _TIMES: dict[type[Record], tuple[str, ...]] = {
 """The times a record states; items state none."""
 
 
-def times_of(records: list[Record | None], name: str) -> NDArray[np.int64]:
-    """One of the records' times, in microseconds since 1970."""
-    times = pa.array([getattr(record, name) for record in records], _TIME)
-    return np.asarray(times.cast(pa.int64()))
-
-
 def _user_events(intake: Intake) -> dict[str, Any]:
     rows: list[UserEvent] = intake.records  # type: ignore[assignment]
     return {
-        **_common(rows),
+        **_common(intake),
         "user": [r.user_id for r in rows],
         "type": [r.type for r in rows],
         "item": [r.item_id for r in rows],
@@ -218,7 +227,7 @@ def _user_events(intake: Intake) -> dict[str, Any]:
 def _payments(intake: Intake) -> dict[str, Any]:
     rows: list[Payment] = intake.records  # type: ignore[assignment]
     return {
-        **_common(rows),
+        **_common(intake),
         "user": [r.user_id for r in rows],
         "type": [r.type for r in rows],
         "item": [r.item_id for r in rows],
@@ -231,16 +240,17 @@ def _payments(intake: Intake) -> dict[str, Any]:
 def _relations(intake: Intake) -> dict[str, Any]:
     rows: list[Relation] = intake.records  # type: ignore[assignment]
     return {
-        **_common(rows),
+        **_common(intake),
         "user": [r.actor_id for r in rows],
         "type": [r.relation for r in rows],
         "other": [r.counterpart_id for r in rows],
     }
 
 
-def _common(rows: list[Any]) -> dict[str, Any]:
+def _common(intake: Intake) -> dict[str, Any]:
+    rows: list[Any] = intake.records
     return {
-        "at": [r.occurred_at for r in rows],
+        "at": pa.array(intake.stated("occurred_at")).cast(_TIME),
         "event_id": [r.event_id for r in rows],
         "source": [r.source for r in rows],
     }
@@ -249,12 +259,12 @@ def _common(rows: list[Any]) -> dict[str, Any]:
 def _labels(intake: Intake) -> dict[str, Any]:
     rows: list[Label] = intake.records  # type: ignore[assignment]
     return {
-        "at": [r.known_at for r in rows],
+        "at": pa.array(intake.stated("known_at")).cast(_TIME),
         "event_id": [r.event_id for r in rows],
         "user": [r.user_id for r in rows],
         "task": [r.task for r in rows],
         "subject": [r.subject_event_id for r in rows],
-        "ref_time": [r.ref_time for r in rows],
+        "ref_time": pa.array(intake.stated("ref_time")).cast(_TIME),
         "value": [r.value for r in rows],
         "source": [r.source for r in rows],
     }

@@ -379,21 +379,26 @@ class Membership:
         return records
 
     def _take(self, messages: Sequence[Message]) -> int:
-        size = 0
+        groups: dict[tuple[str, int], list[Message]] = {}
         for message in messages:
             place = (message.topic() or "", message.partition() or 0)
             if (error := message.error()) is not None:
                 raise Rejoin(f"Kafka: {error.str()}", where=f"{place[0]}[{place[1]}]")
-            intake = self._intakes.get(place)
-            if intake is None:
-                if place not in self._claims:
-                    continue  # fetched before a rebalance took the partition away
-                claim = self._claims[place]
-                topic = claim.stream.topic
-                intake = self._intakes[place] = Intake(topic, self._decoders[topic], next=claim.next_offset)
-            intake.take(message)
-            size += len(message)
-        return size
+            group = groups.get(place)
+            if group is None:
+                group = groups[place] = []
+            group.append(message)
+        for place, group in groups.items():
+            if place in self._claims:  # else fetched before a rebalance took the partition away
+                self._intake(place).take(*group)
+        return sum(map(len, messages))
+
+    def _intake(self, place: tuple[str, int]) -> Intake:
+        if place not in self._intakes:
+            claim = self._claims[place]
+            topic = claim.stream.topic
+            self._intakes[place] = Intake(topic, self._decoders[topic], next=claim.next_offset)
+        return self._intakes[place]
 
     def _at_ends(self) -> bool:
         handed_over = all(claim.next_offset >= self._ends[place] for place, claim in self._claims.items())
