@@ -10,6 +10,7 @@ SHELL := bash
 PYTHON ?= python3
 TORCH_INDEX ?=
 RUNS ?= 20
+JOBS ?= 3
 EVENTS ?= 1000000
 ROUNDS ?= 5
 RULES ?=
@@ -18,6 +19,10 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv-peers/.installed
 PIP := pip install --disable-pip-version-check -qq
+
+# Most tests wait for group joins and time-outs, so more of them run at once than there are cores. Each worker has
+# servers of its own. JOBS=0 runs one after the other.
+PARALLEL = --numprocesses $(JOBS) --dist loadfile
 
 .PHONY: help venv demo test lint types test-fast test-kafka test-slow chaos bench rules docs clean
 
@@ -47,10 +52,10 @@ types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
 test-fast: $(INSTALLED) ## The tests of `make test` alone
-	$(BIN)/pytest -m "not kafka and not slow"
+	$(BIN)/pytest -m "not kafka and not slow" $(PARALLEL)
 
 test-kafka: $(INSTALLED) ## Tests on a real Apache Kafka (../shared/kafka and Java 17, or DRIFTLINE_TEST_KAFKA)
-	$(BIN)/pytest -m "kafka and not slow"
+	$(BIN)/pytest -m "kafka and not slow" $(PARALLEL)
 
 test-slow: $(INSTALLED) ## Long tests
 	$(BIN)/pytest -m slow

@@ -79,9 +79,8 @@ class Cast:
     """Starts processes, all with the same settings; what still runs at the end is killed."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
-        """:param settings: by their environment names, in place of any the caller's environment has."""
-        ours = {name: value for name, value in os.environ.items() if not name.upper().startswith("DRIFTLINE_")}
-        self._environment = {**ours, **settings, "OMP_NUM_THREADS": "1"}
+        """:param settings: by their environment names; of the caller's environment nothing is passed on."""
+        self._environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", **settings}
         self._folder = folder
         self._actors: list[Actor] = []
 
