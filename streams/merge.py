@@ -103,16 +103,16 @@ class Merge:
         stream_id, first, next_offset = run
         if stream_id not in self._readers:
             self.refresh(connection)
-        reader = self._readers[stream_id]
-        rows = []
-        while True:
+        reader = self._readers.get(stream_id)
+        rows: list[LogRow] = []
+        while reader is not None:
             reader.load(connection)
             head = reader.head()
             if head is None or head.offset >= next_offset:
                 break
             self._take(head)
             rows.append(head)
-        if not rows or rows[0].offset != first:
+        if not rows or (rows[0].offset, rows[-1].offset + 1) != (first, next_offset):
             raise log.BrokenChain(f"stream {stream_id}: the log no longer holds offsets {first} to {next_offset}")
         self.cursor[stream_id] = next_offset
         return rows
@@ -132,6 +132,7 @@ class Merge:
 
     def _take(self, row: LogRow) -> None:
         self._readers[row.stream_id].drop_head()
+        self.idle.discard(row.stream_id)
         self.cursor[row.stream_id] = row.offset + 1
 
 
@@ -167,7 +168,9 @@ class _Reader:
         return _NO_END if self.end is None else self.end
 
     def load(self, connection: Connection) -> bool:
-        """Fetches more if memory is empty; True if it has a row then."""
+        """Fetches more if memory is empty; True if that brought a row."""
+        if self._rows:
+            return False
         while not self._rows:
             if self._table is not None:
                 self._rows.extend(self._slice())
