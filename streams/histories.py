@@ -69,7 +69,7 @@ class Histories:
         views: list[_View | None] = [None] * len(rows)
         for user in dict.fromkeys(row.user for row in rows):
             numbers = [n for n, row in enumerate(rows) if row.user == user]
-            shared = self._shared(user, numbers, rows, inside[user])
+            shared = self._shared(connection, user, numbers, rows, inside[user], cursor)
             for n in numbers:
                 views[n] = shared[n] if shared else self._alone(connection, user, n, rows[n], inside[user], cursor)
         self._remember(inside)
@@ -93,7 +93,8 @@ class Histories:
             if recent is None:
                 continue  # a counterpart nobody asked for: read when asked for
             for _, event in events:
-                insort(recent.events, event)
+                if recent.complete or event > recent.events[0]:  # else it lies before what is held without a gap
+                    insort(recent.events, event)
             if len(recent.events) > 8 * self._last_n:
                 del recent.events[: -4 * self._last_n]
                 recent.complete = False
@@ -101,31 +102,53 @@ class Histories:
             self._recent.popitem(last=False)
 
     def _shared(
-        self, user: str, numbers: list[int], rows: Sequence[LogRow], inside: list[tuple[int, SequenceEvent]]
+        self,
+        connection: Connection,
+        user: str,
+        numbers: list[int],
+        rows: Sequence[LogRow],
+        inside: list[tuple[int, SequenceEvent]],
+        cursor: Cursor,
     ) -> dict[int, _View] | None:
         """One stack for all rows of a user: possible while the step brings the user's events in order of time."""
         times = [event.at for _, event in inside]
         if times != sorted(times):
             return None
-        recent = self._recent[user]
         first, last = rows[numbers[0]].event.at, rows[numbers[-1]].event.at
-        before_first = bisect_left(recent.events, (first,))
-        if before_first < self._last_n and not recent.complete:
-            return None  # a late row: what it may see is no longer in memory
-        start = max(0, before_first - self._last_n)
-        stack = recent.events[start : bisect_left(recent.events, (last,))]
+        most = 2 * self._last_n + len(inside)
+        below = self._below(connection, user, first, last, most, cursor)
+        start = max(0, bisect_left(below, (first,)) - self._last_n)
+        stack = below[start : bisect_left(below, (last,))]
         for _, event in inside:
             if event.at < last:
                 insort(stack, event)
-        if len(stack) > 2 * self._last_n + len(inside):
+        if len(stack) > most:
             return None  # rows far apart in time: sharing would make each pay for all between
         views = {}
         for n in numbers:
             at = rows[n].event.at
             visible = bisect_left(stack, (at,))
-            seen = any(event.at == at for number, event in inside if number < n) or _holds(recent.events, at)
+            seen = any(event.at == at for number, event in inside if number < n) or _holds(below, at)
             views[n] = _View(stack, visible, timed=bool(visible) and not seen)
         return views
+
+    def _below(
+        self, connection: Connection, user: str, first: int, last: int, most: int, cursor: Cursor
+    ) -> list[SequenceEvent]:
+        """Of a user's events below the cursor, what a stack from `first` to `last` is made of.
+
+        Whether it comes from memory or from Postgres, the same stack comes of it, or the same refusal: if
+        more than `most` events would be in it, more than `most` are before `last` here.
+        """
+        recent = self._recent[user]
+        if recent.complete or bisect_left(recent.events, (first,)) >= self._last_n:
+            return recent.events
+        asks = [
+            HistoryAsk(user=user, before=last, last_n=most + 1),
+            HistoryAsk(user=user, before=last + 1, last_n=1),  # whether something happened at `last` itself
+        ]
+        before, newest = sequences.histories(connection, asks, cursor)
+        return before + [event for event in newest if event.at == last]
 
     def _alone(
         self,
