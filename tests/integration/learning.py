@@ -1,0 +1,186 @@
+"""Event logs written by hand, as `ingest` would have written them, and a `train` that learns from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from sqlalchemy import Connection
+
+from contracts import topics
+from runtime import kafka
+from runtime.kafka import KafkaConfig
+from runtime.lifecycle import Stop
+from runtime.settings import TrainSettings
+from runtime.telemetry import Health
+from storage import log, offsets, sequences
+from storage.engine import open_engine
+from storage.offsets import Advance, Claim, Cursor, Stream
+from storage.vocabulary import Vocabulary
+from streams.train import Totals, Train
+
+Place = tuple[str, int]
+"""(topic, partition)."""
+SECOND = 1_000_000
+
+
+class Given(NamedTuple):
+    """A record that was accepted. Times in microseconds since 1970."""
+
+    offset: int
+    record_at: int
+    at: int = 0
+    user: str = "ann"
+    type: str = "click"
+    other: str | None = None
+
+
+class Scribe:
+    """Writes segments over one connection, in whatever transaction it is in."""
+
+    def __init__(self, connection: Connection, vocabulary: Vocabulary, streams: Mapping[Place, Stream]) -> None:
+        self._connection = connection
+        self._vocabulary = vocabulary
+        offsets.register(connection, dict.fromkeys(streams.values(), 0))
+        rows = {row.stream: row for row in offsets.streams(connection)}
+        self._claims = {
+            place: Claim(stream_id=rows[stream].stream_id, stream=stream, epoch=0, next_offset=0, suppression_version=0)
+            for place, stream in streams.items()
+        }
+        self.next: dict[Place, int] = {place: rows[stream].next_offset for place, stream in streams.items()}
+
+    def stream_id(self, place: Place) -> int:
+        return self._claims[place].stream_id
+
+    def write(self, place: Place, rows: Sequence[Given], *, next_offset: int | None = None, known: bool = True) -> None:
+        """One segment, up to its last row or to `next_offset`.
+
+        :param known: the events stand in their users' sequences too.
+        """
+        claim, first = self._claims[place], self.next[place]
+        end = next_offset if next_offset is not None else rows[-1].offset + 1
+        table = _table(place, rows)
+        counts = log.Counts(read=len(rows), accepted=len(rows))
+        log.append(self._connection, [log.NewSegment(claim=claim, first=first, next=end, counts=counts, rows=table)])
+        if known and rows:
+            kind = sequences.KIND_OF_TOPIC[place[0]]
+            new = sequences.NewEvents(claim=claim, first_offset=first, topic_kind=kind, rows=table)
+            sequences.append(self._connection, [new], self._vocabulary)
+        offsets.advance(self._connection, [Advance(claim=claim, first=first, next=end)])
+        self.next[place] = end
+
+    def retire(self, place: Place) -> None:
+        """Nothing more comes."""
+        offsets.retire(
+            self._connection, [r for r in offsets.streams(self._connection) if r.stream_id == self.stream_id(place)]
+        )
+
+    def ends(self) -> Cursor:
+        """What is written, as a cursor."""
+        return {self.stream_id(place): end for place, end in self.next.items()}
+
+
+def streams_of(*places: Place) -> dict[Place, Stream]:
+    """Streams of no particular cluster."""
+    return {
+        place: Stream(topic=place[0], partition=place[1], topic_id=f"id-{place[0]}", cluster_id="cluster")
+        for place in places
+    }
+
+
+@contextmanager
+def undone(connection: Connection) -> Iterator[None]:
+    """A transaction of which nothing stays: each example of a property starts from an empty database."""
+    transaction = connection.begin()
+    try:
+        yield
+    finally:
+        transaction.rollback()
+
+
+class School:
+    """A database with a log, topics whose streams it holds, and a folder of snapshots."""
+
+    def __init__(self, database: str, config: KafkaConfig, folder: Path) -> None:
+        self.database = database
+        self.config = config
+        self.folder = folder
+        self.health = Health("train")
+        self._engine = open_engine(database, application_name="test-scribe", pooled=True)
+        self._vocabulary = Vocabulary(self._engine)
+        self.streams = {
+            (topic.topic, partition): Stream(
+                topic=topic.topic, partition=partition, topic_id=topic.topic_id, cluster_id=topic.cluster_id
+            )
+            for topic in kafka.describe(config, list(topics.EVENTS)).values()
+            for partition in range(topic.partitions)
+        }
+
+    def write(self, rows: int, *, users: int = 5, types: int = 4, place: Place = (topics.USER, 0)) -> None:
+        """So many more events of a stream, a second apart, in one segment."""
+        with self._engine.begin() as connection:
+            scribe = Scribe(connection, self._vocabulary, self.streams)
+            first = scribe.next[place]
+            given = [
+                Given(n, n * SECOND, n * SECOND, f"user-{n * 7 % users}", f"type-{n % types}")
+                for n in range(first, first + rows)
+            ]
+            scribe.write(place, given)
+
+    def process(self, *, stop: Stop | None = None, **given: Any) -> Train:
+        """A `train` of this process: counts only (fast), small steps, no snapshot before the end."""
+        values = {"learner": "markov", "step_rows": 8, "snapshot_every_s": 3600, "port": None, **given}
+        return Train(
+            postgres_url=self.database,
+            kafka_config=self.config,
+            snapshots=self.folder,
+            settings=TrainSettings(**values),
+            health=self.health,
+            stop=stop or Stop(),
+        )
+
+    def train(self, *, stop: Stop | None = None, **given: Any) -> Totals:
+        """Learns what the log holds now."""
+        return self.process(stop=stop, **given).run(once=True)
+
+    def connect(self) -> Connection:
+        """A connection of the test's own."""
+        return self._engine.connect()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+class StopAtLook(Stop):
+    """Asks to stop when it is looked at for the n-th time: a way to stop at every place there is."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self._left = n
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        if self._left == 0:
+            self.set("the test asks")
+        return super().is_set()
+
+
+def _table(place: Place, rows: Sequence[Given]) -> pa.Table:
+    n = len(rows)
+    columns: dict[str, list[Any]] = {
+        "offset": [row.offset for row in rows],
+        "record_at": [log.time_of(row.record_at) for row in rows],
+        "at": [log.time_of(row.at) for row in rows],
+        "event_id": [f"{place[0]}-{place[1]}-{row.offset}" for row in rows],
+        "user": [row.user for row in rows],
+        "type": [row.type for row in rows],
+        "item": [None] * n,
+        "amount": [None] * n,
+        "currency": [None] * n,
+        "other": [row.other for row in rows],
+        "source": ["test"] * n,
+    }
+    return pa.table(columns, schema=log.EVENT_ROWS)
