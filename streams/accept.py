@@ -68,13 +68,13 @@ class Intake:
     record_ms: list[int] = field(default_factory=list)
     records: list[Record | None] = field(default_factory=list)
     """None: a tombstone of `items`."""
-    messages: list[Message] = field(default_factory=list)
-    """Of the records, in the same order."""
+    item_ids: list[str] = field(default_factory=list)
+    """On `items` only: the item of each record, tombstones included."""
     refused: list[Refusal] = field(default_factory=list)
     origins: dict[int, str] = field(default_factory=dict)
     """offset -> dead letter that this record repeats."""
-    _stated: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    """Name -> that time of each record, once asked for: microseconds since 1970."""
+    _stated: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
+    """Name -> that time of each record, microseconds since 1970, take by take."""
 
     def take(self, *messages: Message) -> None:
         """Messages, in offset order.
@@ -84,7 +84,8 @@ class Intake:
         # The one loop that runs for every record: what it needs is in local names.
         decoder, unknown = self.decoder, self.decoder.with_unknown_fields
         decode, is_item = decoder.decode, decoder.record is Item
-        expected = self.next
+        expected, first = self.next, len(self.records)
+        taken: list[Message] = []
         for message in messages:
             value, key = message.value(), message.key()
             offset, record_ms = message.offset() or 0, message.timestamp()[1]
@@ -109,55 +110,62 @@ class Intake:
             self.offsets.append(offset)
             self.record_ms.append(record_ms)
             self.records.append(record)
-            self.messages.append(message)
+            taken.append(message)
         self.next = expected
         self.read += len(messages)
         self.value_bytes += sum(map(len, messages))
         self.unknown_fields += decoder.with_unknown_fields - unknown
+        if is_item:
+            self.item_ids += [(message.key() or b"").decode() for message in taken]
+        self._check_times(first, taken)
 
     def _note_origin(self, offset: int, headers: dict[str, str | bytes | None]) -> None:
         content = headers.get(ORIGIN_HEADER)
         if content:
             self.origins[offset] = content if isinstance(content, str) else content.decode(errors="replace")
 
-    def refuse(self, index: int, reason: str, detail: str) -> None:
-        """Refuses a record that had been taken (its columns must be made anew)."""
-        message = self.messages[index]
-        kept = Kept.of(message.key(), message.value())
-        self.refused.append(Refusal(self.offsets[index], self.record_ms[index], kept, reason, detail))
+    def _check_times(self, first: int, messages: list[Message]) -> None:
+        """Refuses those of the newest records (from `first` on) whose times are out of range of their record time.
 
-    def drop_untimely(self) -> None:
-        """Refuses records whose event time is out of range of their record time."""
-        timely = np.ones(len(self.records), bool)
-        record_us = np.asarray(self.record_ms, np.int64) * 1000
-        for name in _TIMES.get(self.decoder.record, ()):
-            times = self.stated(name)
+        Done while their messages are at hand: none is kept.
+        """
+        new = {name: _times(self.records[first:], name) for name in _TIMES.get(self.decoder.record, ())}
+        record_us = np.asarray(self.record_ms[first:], np.int64) * 1000
+        timely = np.ones(len(messages), bool)
+        for name, times in new.items():
             ahead = times - record_us
             for index in np.flatnonzero(timely & ((ahead > _MAX_AHEAD_US) | (ahead < -_MAX_BEHIND_US))).tolist():
                 try:
-                    check_stated_time(name, int(times[index]), self.record_ms[index])
+                    check_stated_time(name, int(times[index]), self.record_ms[first + index])
                 except Malformed as malformed:
-                    self.refuse(index, malformed.reason, malformed.detail)
+                    message = messages[index]
+                    kept = Kept.of(message.key(), message.value())
+                    place = first + index
+                    self.refused.append(
+                        Refusal(self.offsets[place], self.record_ms[place], kept, malformed.reason, malformed.detail)
+                    )
                     timely[index] = False
-        self.keep(np.flatnonzero(timely))
+        for name, times in new.items():
+            self._stated.setdefault(name, []).append(times)
+        if not timely.all():
+            self.keep(np.concatenate([np.arange(first), first + np.flatnonzero(timely)]))
 
     def keep(self, indices: NDArray[np.int64]) -> None:
         """Drops the records at all other indices."""
         if len(indices) == len(self.records):
             return
         chosen = indices.tolist()
+        self._stated = {name: [self.stated(name)[indices]] for name in self._stated}
         self.offsets = [self.offsets[i] for i in chosen]
         self.record_ms = [self.record_ms[i] for i in chosen]
         self.records = [self.records[i] for i in chosen]
-        self.messages = [self.messages[i] for i in chosen]
-        self._stated = {name: times[indices] for name, times in self._stated.items()}
+        if self.item_ids:
+            self.item_ids = [self.item_ids[i] for i in chosen]
 
     def stated(self, name: str) -> NDArray[np.int64]:
         """One of the times the records state, in microseconds since 1970."""
-        if name not in self._stated:
-            times = pa.array([getattr(record, name) for record in self.records], _TIME)
-            self._stated[name] = np.asarray(times.cast(pa.int64()))
-        return self._stated[name]
+        parts = self._stated.get(name, [])
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
 
     def keys(self) -> list[str]:
         """The user (or item) of each record."""
@@ -167,10 +175,6 @@ class Intake:
     def event_ids(self) -> list[str]:
         """The event id of each record (not for items)."""
         return [record.event_id for record in self.records]  # type: ignore[union-attr]
-
-    def item_ids(self) -> list[str]:
-        """The item of each record of `items`, tombstones included."""
-        return [(message.key() or b"").decode() for message in self.messages]
 
     def digests(self) -> NDArray[np.int64]:
         """The identity digest of each record; `items` have none, as their versions repeat on purpose."""
@@ -212,6 +216,11 @@ _TIMES: dict[type[Record], tuple[str, ...]] = {
     Label: ("known_at", "ref_time"),
 }
 """The times a record states; items state none."""
+
+
+def _times(records: list[Record | None], name: str) -> NDArray[np.int64]:
+    times = pa.array([getattr(record, name) for record in records], _TIME)
+    return np.asarray(times.cast(pa.int64()))
 
 
 def _user_events(intake: Intake) -> dict[str, Any]:
@@ -271,7 +280,7 @@ def _labels(intake: Intake) -> dict[str, Any]:
 
 
 def _items(intake: Intake) -> dict[str, Any]:
-    return {"item": intake.item_ids()}
+    return {"item": intake.item_ids}
 
 
 _COLUMNS: dict[type[Record], tuple[Callable[[Intake], dict[str, Any]], pa.Schema]] = {

@@ -88,7 +88,6 @@ class BatchWriter:
     def _write_rows(self, parts: list[Part]) -> list[Written]:
         written, segments, events = [], [], []
         for part in parts:
-            part.intake.drop_untimely()
             outcome = self._accept(part.intake, part.move.claim)
             rows = part.intake.columns()
             written.append(outcome)
@@ -236,7 +235,7 @@ def _versions(part: Part) -> list[items.NewVersion]:
     intake = part.intake
     if intake.decoder.record is not Item:
         return []
-    rows = zip(intake.offsets, intake.record_ms, intake.records, intake.item_ids(), strict=True)
+    rows = zip(intake.offsets, intake.record_ms, intake.records, intake.item_ids, strict=True)
     return [
         items.NewVersion(
             claim=part.move.claim,

@@ -61,7 +61,6 @@ def taken(topic: str, records: list[Record]) -> Intake:
     made = intake(topic)
     for n, record in enumerate(records):
         made.take(message(topic, 3 * n, record, at_ms=AT_MS))
-    made.drop_untimely()
     return made
 
 
@@ -112,7 +111,6 @@ def test_items_and_their_tombstones_keep_their_order(records: list[Item | None])
     made = intake(topics.ITEMS)
     for n, record in enumerate(records):
         made.take(message(topics.ITEMS, n, record, key=None if record else b"gone", at_ms=AT_MS))
-    made.drop_untimely()
     rows = made.columns()
     assert rows.schema == ITEM_ROWS
     assert rows["item"].to_pylist() == ["gone" if record is None else record.item_id for record in records]
