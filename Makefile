@@ -55,7 +55,7 @@ test-fast: $(INSTALLED) ## The tests of `make test` alone
 	$(BIN)/pytest -m "not kafka and not slow" $(PARALLEL)
 
 test-kafka: $(INSTALLED) ## Tests on a real Apache Kafka (../shared/kafka and Java 17, or DRIFTLINE_TEST_KAFKA)
-	$(BIN)/pytest -m "kafka and not slow" $(PARALLEL)
+	$(BIN)/pytest -m "kafka and not slow"
 
 test-slow: $(INSTALLED) ## Long tests
 	$(BIN)/pytest -m slow
