@@ -64,8 +64,8 @@ def write(
     file = path_of(folder, snapshot_id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(file.with_suffix(".json"), json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n")
-        _replace(file, serialize(dict(tensors)))
+        described = json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n"
+        _replace({file.with_suffix(".json"): described, file: serialize(dict(tensors))})
         renamed()
         _sync_folder(folder)
     except OSError as error:
@@ -100,17 +100,21 @@ def remove(folder: Path, snapshot_id: str) -> None:
     file.with_suffix(".json").unlink(missing_ok=True)
 
 
-def _replace(file: Path, content: bytes) -> None:
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+def _replace(files: Mapping[Path, bytes]) -> None:
+    """All are on disk before the first gets its name; what a killed process left behind is removed."""
+    unfinished = {file: file.with_name(f".{file.name}.{os.getpid()}") for file in files}
     try:
-        with unfinished.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        unfinished.replace(file)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+        for file, content in files.items():
+            with unfinished[file].open("wb") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+        for file, written in unfinished.items():
+            written.replace(file)
+    finally:
+        for file in files:
+            for left in file.parent.glob(f".{file.name}.*"):
+                left.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
