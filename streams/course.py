@@ -17,6 +17,8 @@ from sqlalchemy import Connection
 
 from learners.build import build_cohort
 from learners.cohort import Cohort, CohortReport
+from runtime.lifecycle import Refused
+from storage import journal
 from storage.journal import Step
 from storage.offsets import Cursor
 from streams.histories import Histories
@@ -102,6 +104,32 @@ def load_tensors(cohort: Cohort, tensors: dict[str, NDArray[Any]]) -> None:
     :raises ForeignState: they belong to another learner, version or configuration.
     """
     cohort.load({name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()})
+
+
+def journalled(connection: Connection, learner: str, branch: int, first: int, last: int) -> list[Step]:
+    """Steps first, .., last - 1.
+
+    :raises Refused: some are missing: what follows a gap was learnt by a state that cannot be had again.
+    """
+    found = list(journal.steps(connection, learner, branch, first, last))
+    if [step.number for step in found] != list(range(first, last)):
+        raise Refused(
+            f"of the steps {first} to {last - 1} the journal holds {len(found)}",
+            where=f"learner {learner}",
+            todo="restore a snapshot file younger than the gap, or train into a fresh database",
+        )
+    return found
+
+
+def check_actions(step: Step, actions: tuple[str, ...]) -> None:
+    """:raises Refused: repeating the step before `step`, the learner reacted otherwise than the first time."""
+    if step.actions != actions:
+        raise Refused(
+            f"repeating step {step.number - 1} the learner reported {list(actions)}; the journal says "
+            f"{list(step.actions)}",
+            where="journal",
+            todo="the code, the machine or the log differ from when it was first run: restore them",
+        )
 
 
 def make_deterministic(threads: int) -> None:

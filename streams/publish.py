@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from runtime.failpoints import failpoint
+from runtime.lifecycle import Refused
 from storage import log, registry, snapshots
 from storage.journal import Seat
 from storage.registry import Snapshot, snapshot_id
@@ -37,15 +38,18 @@ def publish(
     parent: str | None,
     folder: Path,
     losses: dict[str, dict[str, float]],
+    actions: Sequence[str],
     delivered: Callable[[], None],
 ) -> Published:
     """Makes the course's state live.
 
     :param step: the next step to run from it.
     :param losses: arm -> loss -> mean over the rows since the parent.
+    :param actions: what the learner reported of the last step.
     :param delivered: returns once all progress up to this step is acknowledged.
     :raises Unwritable: the files could not be written; call again.
     :raises Fenced: another process trains this learner now; nothing became live.
+    :raises Refused: the snapshot was live already, of other bytes; its file was not touched.
     """
     new_id = snapshot_id(seat.learner, seat.branch, step)
     cursor = dict(sorted(course.cursor.items()))
@@ -64,8 +68,15 @@ def publish(
                 front=front,
             ),
         )
+        before = registry.find(connection, new_id)
     tensors = course.tensors()
     sha256 = snapshots.digest(tensors)
+    if before is not None and before.sha256 not in (None, sha256):
+        raise Refused(
+            f"repeating the journal gives sha256 {sha256}; it was published with {before.sha256}",
+            where=f"snapshot {new_id}",
+            todo="restore its file from a backup; the code, the machine or the log differ from when it was made",
+        )
     manifest: dict[str, Any] = {
         "schema_version": snapshots.SCHEMA_VERSION,
         "id": new_id,
@@ -80,6 +91,7 @@ def publish(
         "code_version": version("driftline"),
         "device_class": device_class(),
         "metrics": losses,
+        "actions": list(actions),
         "sha256": sha256,
     }
     snapshots.write(folder, new_id, tensors, manifest, renamed=lambda: failpoint("train.after_rename"))
@@ -103,3 +115,8 @@ def restore(plan: Plan, snapshot: Snapshot, folder: Path) -> Course:
     load_tensors(cohort, tensors)
     front = None if snapshot.front is None else log.microseconds_of(snapshot.front)
     return Course(plan, cohort, snapshot.cursor, front=front)
+
+
+def actions_before(snapshot: Snapshot) -> tuple[str, ...]:
+    """What the learner reported of the last step before a snapshot; the step after it journals that."""
+    return tuple((snapshot.manifest or {}).get("actions", ()))

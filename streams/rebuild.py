@@ -7,11 +7,15 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from learners.cohort import CohortReport
+from learners.protocol import ForeignState
 from runtime.lifecycle import Refused
-from storage import journal, registry, snapshots
+from storage import log, registry, snapshots
+from storage.journal import Step
 from storage.registry import Snapshot
-from streams.course import Course, Plan, device_class, make_deterministic
-from streams.publish import restore
+from streams.course import Course, Plan, check_actions, device_class, journalled, make_deterministic
+from streams.merge import LogRow
+from streams.publish import actions_before, restore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ def replay_journal(connection: Connection, snapshot_id: str, folder: Path, *, th
     """Runs the steps between a snapshot's parent and itself again.
 
     :raises Refused: unknown or unfinished snapshot, touched by an erasure, made on another device class, or
-        its parent is gone.
+        its parent is gone, or the journal, the log or the learner's reactions are not what they were.
     """
     make_deterministic(threads)
     with connection.begin():
@@ -52,21 +56,22 @@ def replay_journal(connection: Connection, snapshot_id: str, folder: Path, *, th
         )
     plan = Plan.from_json(target.learner, manifest["config"])
     if target.parent is None:
-        course, first = Course(plan, plan.fresh(), {}, front=None), 0
+        course, first, actions = Course(plan, plan.fresh(), {}, front=None), 0, tuple[str, ...]()
     else:
-        course, first = _from_parent(plan, parent, target, folder), parent.step if parent else 0
-    steps = rows = 0
+        course, parent = _from_parent(plan, parent, target, folder)
+        first, actions = parent.step, actions_before(parent)
     with connection.begin():
-        todo = list(journal.steps(connection, target.learner, target.branch, first, target.step))
+        todo = journalled(connection, target.learner, target.branch, first, target.step)
+    rows = 0
     for step in todo:
+        check_actions(step, actions)
         with connection.begin():
-            course.merge.refresh(connection)
-            learnt, _ = course.repeat(connection, step)
-        steps, rows = steps + 1, rows + len(learnt)
+            learnt, report = _repeat(connection, course, step)
+        rows, actions = rows + len(learnt), report.actions if report is not None else ()
     return Rebuilt(
         snapshot=snapshot_id,
         parent=target.parent,
-        steps=steps,
+        steps=len(todo),
         rows=rows,
         recorded=target.sha256 or "",
         found=snapshots.digest(course.tensors()),
@@ -86,13 +91,22 @@ def _reproducible(snapshot: Snapshot | None, snapshot_id: str) -> Snapshot:
     return snapshot
 
 
-def _from_parent(plan: Plan, parent: Snapshot | None, target: Snapshot, folder: Path) -> Course:
+def _repeat(connection: Connection, course: Course, step: Step) -> tuple[list[LogRow], CohortReport | None]:
+    try:
+        return course.repeat(connection, step)
+    except log.BrokenChain as error:
+        raise Refused(
+            str(error), where="event log", todo="restore the log from a backup; `driftline verify` says more"
+        ) from error
+
+
+def _from_parent(plan: Plan, parent: Snapshot | None, target: Snapshot, folder: Path) -> tuple[Course, Snapshot]:
     where = f"parent of snapshot {target.id}"
     if parent is None:
         raise Refused(f"{target.parent} is no longer registered", where=where, todo="choose a younger snapshot")
     try:
-        return restore(plan, parent, folder)
-    except snapshots.BadSnapshot as error:
+        return restore(plan, parent, folder), parent
+    except (snapshots.BadSnapshot, ForeignState) as error:
         raise Refused(
             str(error), where=where, todo="restore the file from a backup, or choose another snapshot"
         ) from error

@@ -28,10 +28,10 @@ from storage.engine import Unavailable, mapped_errors, open_engine
 from storage.journal import Seat, Step
 from storage.offsets import Cursor, Fenced
 from storage.snapshots import BadSnapshot
-from streams.course import Course, Plan, make_deterministic
+from streams.course import Course, Plan, check_actions, journalled, make_deterministic
 from streams.merge import LogRow, runs_of
 from streams.progress import ProgressLedger
-from streams.publish import Published, publish, restore
+from streams.publish import Published, actions_before, publish, restore
 
 POLL_S = 0.05
 FIRST_SNAPSHOT_S = 5.0
@@ -102,6 +102,10 @@ class Train:
                 _log.warning("train.again", attempt=attempt, error=str(error))
             except Fenced as error:
                 raise Refused(str(error), where=self._settings.learner, todo="run one `train` a learner") from error
+            except log.BrokenChain as error:
+                raise Refused(
+                    str(error), where="event log", todo="restore the log from a backup; `driftline verify` says more"
+                ) from error
         return self.totals
 
 
@@ -137,9 +141,9 @@ class Lesson:
         self._parent: str | None = None
         self._next = 0
         """The next step to run."""
-        self._course = self._restore()
         self._actions: tuple[str, ...] = ()
         """What the learner reported of the step before."""
+        self._course = self._restore()
         self._snapshot_at = time.monotonic()
         self._unsaved_steps = 0
 
@@ -174,6 +178,7 @@ class Lesson:
                 _log.error("train.bad_snapshot", snapshot=snapshot.id, error=str(error))
                 continue
             self._parent, self._next = snapshot.id, snapshot.step
+            self._actions = actions_before(snapshot)
             return course
         return Course(self._plan, self._plan.fresh(), {}, front=None)
 
@@ -185,6 +190,8 @@ class Lesson:
         :raises Fenced, Unavailable, Transient, Refused: see `Train`.
         """
         self._repeat()
+        if self._next < self._seat.next_step:
+            return  # asked to stop on the way: the next start repeats what is left
         self._health.set_ready("train", True)
         ends = Ends(self._kafka) if once else None
         while not self._stop.is_set():
@@ -199,14 +206,13 @@ class Lesson:
         """Runs the steps that were journalled after the snapshot, as they are written."""
         seat = self._seat
         with self._connection.begin():
-            todo = list(journal.steps(self._connection, seat.learner, seat.branch, self._next, seat.next_step))
+            todo = journalled(self._connection, seat.learner, seat.branch, self._next, seat.next_step)
         if todo:
             _log.info("train.repeating", steps=len(todo), first=todo[0].number)
-        for number, step in enumerate(todo):
-            if number:
-                check_actions(step, self._actions)
+        for step in todo:
             if self._stop.is_set():
                 return
+            check_actions(step, self._actions)
             started = time.perf_counter()
             with self._connection.begin():
                 rows, report = self._course.repeat(self._connection, step)
@@ -329,6 +335,7 @@ class Lesson:
                     parent=self._parent,
                     folder=self._folder,
                     losses=self._ledger.means(),
+                    actions=self._actions,
                     delivered=lambda: self._ledger.flush(self._stop),
                 )
         except snapshots.Unwritable as error:
@@ -360,7 +367,7 @@ class Ends:
 
         A broker may report an end too low (Tansu does): what was taken in at the start counts too.
         """
-        rows = offsets.streams(connection)
+        rows = [row for row in offsets.streams(connection) if not row.retired]  # those end where they are
         if self._taken_in is None:
             self._taken_in = {row.stream_id: row.next_offset for row in rows}
         ends = {
@@ -371,14 +378,3 @@ class Ends:
         if len(ends) < len(self._highs):
             return {}  # streams without a row yet: nothing is finished
         return ends
-
-
-def check_actions(step: Step, actions: tuple[str, ...]) -> None:
-    """:raises Refused: repeating the step before `step`, the learner reacted otherwise than the first time."""
-    if step.actions != actions:
-        raise Refused(
-            f"repeating step {step.number - 1} the learner reported {list(actions)}; the journal says "
-            f"{list(step.actions)}",
-            where="train",
-            todo="the code, the machine or the log differ from when it was first run: restore them",
-        )
