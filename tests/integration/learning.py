@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pyarrow as pa
-from sqlalchemy import Connection
+import torch
+from sqlalchemy import Connection, text
 
 from contracts import topics
+from contracts.records import Progress
 from runtime import kafka
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
@@ -21,6 +26,7 @@ from storage.engine import open_engine
 from storage.offsets import Advance, Claim, Cursor, Stream
 from storage.vocabulary import Vocabulary
 from streams.train import Totals, Train
+from tests.integration.feeding import read_topic
 
 Place = tuple[str, int]
 """(topic, partition)."""
@@ -109,8 +115,8 @@ class School:
         self.config = config
         self.folder = folder
         self.health = Health("train")
-        self._engine = open_engine(database, application_name="test-scribe", pooled=True)
-        self._vocabulary = Vocabulary(self._engine)
+        self.engine = open_engine(database, application_name="test-school", pooled=True)
+        self._vocabulary = Vocabulary(self.engine)
         self.streams = {
             (topic.topic, partition): Stream(
                 topic=topic.topic, partition=partition, topic_id=topic.topic_id, cluster_id=topic.cluster_id
@@ -121,7 +127,7 @@ class School:
 
     def write(self, rows: int, *, users: int = 5, types: int = 4, place: Place = (topics.USER, 0)) -> None:
         """So many more events of a stream, a second apart, in one segment."""
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             scribe = Scribe(connection, self._vocabulary, self.streams)
             first = scribe.next[place]
             given = [
@@ -130,28 +136,92 @@ class School:
             ]
             scribe.write(place, given)
 
-    def process(self, *, stop: Stop | None = None, **given: Any) -> Train:
+    def process(self, *, stop: Stop | None = None, folder: Path | None = None, **given: Any) -> Train:
         """A `train` of this process: counts only (fast), small steps, no snapshot before the end."""
         values = {"learner": "markov", "step_rows": 8, "snapshot_every_s": 3600, "port": None, **given}
         return Train(
             postgres_url=self.database,
             kafka_config=self.config,
-            snapshots=self.folder,
+            snapshots=folder or self.folder,
             settings=TrainSettings(**values),
             health=self.health,
             stop=stop or Stop(),
         )
 
-    def train(self, *, stop: Stop | None = None, **given: Any) -> Totals:
+    def train(self, *, stop: Stop | None = None, folder: Path | None = None, **given: Any) -> Totals:
         """Learns what the log holds now."""
-        return self.process(stop=stop, **given).run(once=True)
+        return self.process(stop=stop, folder=folder, **given).run(once=True)
 
-    def connect(self) -> Connection:
-        """A connection of the test's own."""
-        return self._engine.connect()
+    def train_and_die(self, **given: Any) -> Totals:
+        """Learns what the log holds now, and is gone before a snapshot can be written."""
+        nowhere = self.folder.parent / "a-file-where-the-folder-should-be"
+        nowhere.touch()
+        with gone_when(lambda: "cannot write" in str(self.health.report())) as stop:
+            return self.train(stop=stop, folder=nowhere, **given)
 
-    def close(self) -> None:
-        self._engine.dispose()
+    def query(self, statement: str, **values: object) -> list[Any]:
+        """Rows of a statement, committed."""
+        with self.engine.begin() as connection:
+            found = connection.execute(text(statement), values)
+            return list(found.all()) if found.returns_rows else []
+
+    def forget(self) -> None:
+        """The log stays; learners, journals, snapshots and their files are gone."""
+        self.query("TRUNCATE learner, journal, snapshot")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.health.set_ready("train", False, "starting")
+
+    def undisturbed(self, **given: Any) -> str:
+        """sha256 of what the log gives when nothing happens, as if nobody had looked."""
+        self.forget()
+        found = self.train(**given).sha256
+        self.forget()
+        assert found is not None
+        return found
+
+    def journalled(self) -> int:
+        """Steps in the journal."""
+        return int(self.query("SELECT count(*) FROM journal")[0][0])
+
+    def live(self) -> list[str]:
+        """Ids of the live snapshots, the oldest first."""
+        return [row.id for row in self.query("SELECT id FROM snapshot WHERE status = 'live' ORDER BY step")]
+
+    def progress(self, *, at_least: int) -> list[Progress]:
+        """What stands on `learning.progress`."""
+        messages = read_topic(self.config, topics.PROGRESS, at_least=at_least)
+        return [msgspec.json.decode(message.value() or b"", type=Progress) for message in messages]
+
+
+@contextmanager
+def schools(database: str, config: KafkaConfig, folder: Path) -> Iterator[School]:
+    """A school; torch is as before when it closes."""
+    threads = torch.get_num_threads()
+    school = School(database, config, folder / "snapshots")
+    yield school
+    school.engine.dispose()
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@contextmanager
+def gone_when(condition: Callable[[], bool]) -> Iterator[Stop]:
+    """A stop that is asked for as soon as something is so."""
+    stop, over = Stop(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            if condition():
+                stop.set("the test saw what it waited for")
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield stop
+    finally:
+        over.set()
+        watcher.join()
 
 
 class StopAtLook(Stop):

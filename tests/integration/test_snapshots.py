@@ -1,0 +1,342 @@
+"""Snapshots: whole or not there, live or not seen, and a spoilt one replaced by learning again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import Connection
+from structlog.testing import capture_logs
+
+from runtime.kafka import KafkaConfig
+from runtime.lifecycle import Exit, Refused
+from storage import journal, registry, snapshots
+from storage.journal import Seat, Step
+from storage.offsets import Fenced
+from storage.snapshots import BadSnapshot, Unwritable
+from streams.course import Course, Plan
+from streams.progress import Undelivered
+from streams.publish import Published, publish
+from tests.integration.feeding import eventually
+from tests.integration.learning import School, schools
+
+TENSORS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7), "empty": np.zeros((0, 4))}
+MANIFEST = {"schema_version": snapshots.SCHEMA_VERSION, "sha256": snapshots.digest(TENSORS)}
+PLAN = Plan(learner="markov", seed=0, options={}, resolution_us=1_000_000)
+
+
+@pytest.fixture
+def school(database: str, tansu_topics: KafkaConfig, tmp_path: Path) -> Iterator[School]:
+    with schools(database, tansu_topics, tmp_path) as made:
+        yield made
+
+
+# -- files --
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    tensors, manifest = snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+    assert manifest == MANIFEST
+    assert list(tensors) == ["a", "b", "empty"]
+    assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.json", "one.safetensors"]
+
+
+def test_the_digest_covers_names_types_shapes_and_bytes_and_no_order() -> None:
+    one = np.arange(6, dtype=np.int64)
+    digests = {
+        snapshots.digest(tensors)
+        for tensors in (
+            {"a": one},
+            {"b": one},
+            {"a": one.reshape(2, 3)},
+            {"a": one.astype(np.uint64)},
+            {"a": one[::-1]},
+            {"a": one, "b": one[:0]},
+        )
+    }
+    assert len(digests) == 6
+    assert snapshots.digest({"a": one, "b": one + 1}) == snapshots.digest({"b": one + 1, "a": one})
+
+
+def _missing(file: Path) -> None:
+    file.unlink()
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def _changed(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _of_another_schema(file: Path) -> None:
+    described = file.with_suffix(".json")
+    described.write_text(json.dumps({**json.loads(described.read_text()), "schema_version": 99}))
+
+
+def _without_manifest(file: Path) -> None:
+    file.with_suffix(".json").unlink()
+
+
+def _with_half_a_manifest(file: Path) -> None:
+    described = file.with_suffix(".json")
+    described.write_text(described.read_text()[:-5])
+
+
+SPOILT = [_missing, _cut, _changed, _empty, _of_another_schema, _without_manifest, _with_half_a_manifest]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_spoilt_file_is_refused_by_its_name(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    spoil(snapshots.path_of(tmp_path, "one"))
+    with pytest.raises(BadSnapshot, match=str(tmp_path / "one")):
+        snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+
+
+def test_another_snapshot_under_this_name_is_refused(tmp_path: Path) -> None:
+    foreign = {"a": np.ones(3)}
+    snapshots.write(tmp_path, "one", foreign, {**MANIFEST, "sha256": snapshots.digest(foreign)})
+    with pytest.raises(BadSnapshot, match=r"one\.safetensors holds other bytes than were written"):
+        snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+
+
+@pytest.mark.parametrize("file_number", [1, 2])
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_number: int) -> None:
+    with monkeypatch.context() as patched:
+        _fill_disk(patched, at=file_number)
+        with pytest.raises(Unwritable, match=r"one\.safetensors: No space left on device"):
+            snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    assert list(tmp_path.iterdir()) == []
+    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+
+
+def test_a_full_disk_does_not_spoil_what_stood_there_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    _fill_disk(monkeypatch, at=2)
+    with pytest.raises(Unwritable):
+        snapshots.write(tmp_path, "one", TENSORS, {**MANIFEST, "more": 1})
+    _, manifest = snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+    assert manifest == MANIFEST
+
+
+def test_both_files_and_then_their_folder_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = list[tuple[bool, list[str]]]()
+    sync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        is_folder = os.path.isdir(f"/proc/self/fd/{descriptor}")
+        named = sorted(file.name for file in tmp_path.iterdir() if not file.name.startswith("."))
+        synced.append((is_folder, named))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    assert synced == [(False, []), (False, []), (True, ["one.json", "one.safetensors"])]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".one.safetensors.4711").write_bytes(b"half")
+    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.json", "one.safetensors"]
+
+
+def _fill_disk(patched: pytest.MonkeyPatch, *, at: int) -> None:
+    """The n-th fsync meets a full disk."""
+    sync, calls = os.fsync, iter(range(1, 100))
+
+    def full(descriptor: int) -> None:
+        if next(calls) == at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    patched.setattr(os, "fsync", full)
+
+
+# -- publishing --
+
+
+def seat_of(connection: Connection) -> Seat:
+    with connection.begin():
+        seat, _ = journal.take_seat(connection, learner="markov", version="1", config=PLAN.as_json())
+    return seat
+
+
+def publish_in(school: School, connection: Connection, seat: Seat, **given: Any) -> Published:
+    values: dict[str, Any] = {
+        "step": 1,
+        "parent": None,
+        "folder": school.folder,
+        "losses": {},
+        "actions": (),
+        "delivered": lambda: None,
+    }
+    course = Course(PLAN, PLAN.fresh(), {}, front=None)
+    return publish(connection, seat, course, PLAN, **{**values, **given})
+
+
+def statuses(school: School) -> dict[str, str]:
+    return {row.id: row.status for row in school.query("SELECT id, status FROM snapshot")}
+
+
+def test_a_snapshot_is_registered_written_told_and_only_then_live(school: School) -> None:
+    seen = list[tuple[dict[str, str], list[str]]]()
+
+    def delivered() -> None:
+        seen.append((statuses(school), sorted(file.name for file in school.folder.iterdir())))
+
+    with school.engine.connect() as connection:
+        published = publish_in(school, connection, seat_of(connection), delivered=delivered)
+    name = "markov-1-0000000001"
+    assert seen == [({name: "writing"}, [f"{name}.json", f"{name}.safetensors"])]
+    assert statuses(school) == {name: "live"}
+    assert published.id == name
+
+
+def test_before_its_files_are_written_it_is_registered(school: School) -> None:
+    school.folder.touch()  # a file where the folder should be
+    with school.engine.connect() as connection, pytest.raises(Unwritable):
+        publish_in(school, connection, seat_of(connection))
+    assert statuses(school) == {"markov-1-0000000001": "writing"}
+
+
+def test_without_its_progress_acknowledged_it_does_not_become_live(school: School) -> None:
+    def undelivered() -> None:
+        raise Undelivered("not acknowledged")
+
+    with school.engine.connect() as connection:
+        seat = seat_of(connection)
+        with pytest.raises(Undelivered):
+            publish_in(school, connection, seat, delivered=undelivered)
+        assert set(statuses(school).values()) == {"writing"}
+        publish_in(school, connection, seat)
+        assert set(statuses(school).values()) == {"live"}
+
+
+def test_a_zombie_publishes_nothing(school: School) -> None:
+    with school.engine.connect() as zombie, school.engine.connect() as other:
+        seat = seat_of(zombie)
+        with pytest.raises(Fenced):
+            publish_in(school, zombie, seat, delivered=lambda: seat_of(other) and None)
+        assert set(statuses(school).values()) == {"writing"}
+        with pytest.raises(Fenced):
+            publish_in(school, zombie, seat, step=2)
+        assert len(statuses(school)) == 1
+        step = Step(number=0, rows=(), front=None, idle=(), late=0, snapshot=False, actions=())
+        with zombie.begin(), pytest.raises(Fenced):
+            journal.append(zombie, seat, step)
+    assert school.journalled() == 0
+
+
+def test_repeating_to_other_bytes_than_were_published_is_refused_and_touches_no_file(school: School) -> None:
+    with school.engine.connect() as connection:
+        seat = seat_of(connection)
+        published = publish_in(school, connection, seat)
+        file = snapshots.path_of(school.folder, published.id)
+        file.write_bytes(b"spoilt")
+        school.query("UPDATE snapshot SET sha256 = 'other'")
+        with pytest.raises(Refused, match="it was published with other") as refused:
+            publish_in(school, connection, seat)
+    assert refused.value.code is Exit.REFUSED
+    assert file.read_bytes() == b"spoilt"
+
+
+# -- train and its snapshots --
+
+
+def test_a_row_without_a_live_file_is_ignored(school: School) -> None:
+    school.write(16)
+    expected = school.undisturbed()
+    first = school.train()
+    assert first.sha256 == expected
+    with school.engine.connect() as connection:
+        seat = seat_of(connection)
+        with connection.begin():
+            new = registry.NewSnapshot(
+                id="markov-1-0000000009", learner="markov", branch=1, step=9, parent=None, cursor={}, front=None
+            )
+            registry.begin(connection, seat, new)
+    assert school.train().repeated_steps == 0
+    school.write(8)
+    school.train()
+    [newest] = school.query("SELECT parent FROM snapshot WHERE status = 'live' ORDER BY step DESC LIMIT 1")
+    assert newest.parent == first.snapshot_id
+
+
+def test_each_snapshot_names_its_parent_and_its_files_carry_its_id(school: School) -> None:
+    school.write(24)
+    school.train(snapshot_every_s=0)
+    rows = school.query("SELECT id, parent, sha256, manifest FROM snapshot ORDER BY step")
+    assert [row.parent for row in rows] == [None, *(row.id for row in rows[:-1])]
+    assert sorted(file.name for file in school.folder.iterdir()) == sorted(
+        f"{row.id}.{kind}" for row in rows for kind in ("json", "safetensors")
+    )
+    for row in rows:
+        _, manifest = snapshots.read(school.folder, row.id, sha256=row.sha256)
+        assert manifest == row.manifest
+        assert (manifest["id"], manifest["parent"]) == (row.id, row.parent)
+
+
+@pytest.mark.parametrize("spoil", [_missing, _changed, _of_another_schema])
+def test_a_spoilt_snapshot_is_named_and_learnt_again_from_the_one_before(
+    school: School, spoil: Callable[[Path], None]
+) -> None:
+    school.write(24)
+    school.train(snapshot_every_s=0)
+    *_, before, newest = live = school.live()
+    spoil(snapshots.path_of(school.folder, newest))
+    spoil(snapshots.path_of(school.folder, before))
+    with capture_logs() as said:
+        totals = school.train()
+    named = [line for line in said if line["event"] == "train.bad_snapshot"]
+    assert [line["snapshot"] for line in named] == [newest, before]
+    assert all(str(school.folder / line["snapshot"]) in line["error"] for line in named)
+    assert (totals.repeated_steps, totals.snapshots) == (2, 2)
+    assert school.live() == live
+    for row in school.query("SELECT id, sha256 FROM snapshot"):
+        snapshots.read(school.folder, row.id, sha256=row.sha256)  # the same bytes stand there again
+
+
+def test_without_any_readable_snapshot_everything_is_learnt_again(school: School) -> None:
+    school.write(24)
+    school.train(snapshot_every_s=0)
+    for one in school.live():
+        _missing(snapshots.path_of(school.folder, one))
+    totals = school.train()
+    assert totals.repeated_steps == school.journalled() == 3
+    for row in school.query("SELECT id, sha256 FROM snapshot"):
+        snapshots.read(school.folder, row.id, sha256=row.sha256)
+
+
+def test_a_full_disk_makes_train_unready_until_there_is_room_again(school: School) -> None:
+    school.write(16)
+    expected = school.undisturbed()
+    school.folder.touch()
+    found = list[str | None]()
+    running = threading.Thread(target=lambda: found.append(school.train().sha256))
+    running.start()
+    eventually(lambda: "cannot write" in str(school.health.report()))
+    assert not school.health.is_ready()
+    assert set(statuses(school).values()) == {"writing"}
+    school.folder.unlink()
+    running.join(20)
+    assert found == [expected]
+    assert school.health.is_ready()
+    assert len(school.live()) == 1

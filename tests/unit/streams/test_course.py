@@ -1,0 +1,178 @@
+"""A learner's course: repeated from its journal it gives the same bytes, wherever it is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection
+
+from contracts.topics import PAYMENT, USER
+from learners.protocol import ForeignState
+from runtime.lifecycle import Refused
+from storage import journal, snapshots
+from storage.engine import open_engine
+from storage.journal import Step
+from storage.vocabulary import Vocabulary
+from streams.course import (
+    Course,
+    Plan,
+    check_actions,
+    device_class,
+    journalled,
+    load_tensors,
+    make_deterministic,
+)
+from streams.merge import LogRow, Merge, runs_of
+from tests.integration.learning import Given, Place, Scribe, streams_of, undone
+
+OPTIONS = {
+    "hidden": 8,
+    "time_dim": 4,
+    "layers": 1,
+    "pool": 4,
+    "prompt_length": 2,
+    "retrieved": 2,
+    "last_n": 4,
+    "warmup_events": 10,
+}
+PLAN = Plan(learner="prompttpp", seed=3, options=OPTIONS, resolution_us=1_000_000)
+COUNTS = Plan(learner="markov", seed=0, options={"max_types": 4}, resolution_us=1_000_000)
+PLACES: list[Place] = [(PAYMENT, 0), (USER, 0)]
+property_test = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    make_deterministic(1)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def connection(database: str) -> Iterator[Connection]:
+    engine = open_engine(database, application_name="test")
+    with engine.connect() as made:
+        yield made
+
+
+def written(connection: Connection, late: list[int], *, types: int = 3) -> list[LogRow]:
+    """A row an entry, on two streams in turn: so many seconds late."""
+    scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES))
+    for turn, place in enumerate(PLACES):
+        rows = [
+            Given(n // 2, 1000 + (n - late[n]) * 1_000_000, n * 1_000_000, f"user-{n % 3}", f"type-{n % types}", "shop")
+            for n in range(turn, len(late), 2)
+        ]
+        if rows:
+            scribe.write(place, rows)
+    merge = Merge({})
+    merge.refresh(connection)
+    merge.set_ends(scribe.ends())
+    found = []
+    while (row := merge.pop()) is not None:
+        found.append(row)
+    assert len(found) == len(late)
+    return found
+
+
+def step_of(number: int, rows: list[LogRow], *, actions: tuple[str, ...] = ()) -> Step:
+    return Step(number=number, rows=runs_of(rows), front=None, idle=(), late=0, snapshot=False, actions=actions)
+
+
+def digest(course: Course) -> str:
+    return snapshots.digest(course.tensors())
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 7))
+@property_test
+def test_late_rows_are_counted_and_learnt(connection: Connection, late: list[int], size: int) -> None:
+    with undone(connection):
+        rows, course = written(connection, late), Course(COUNTS, COUNTS.fresh(), {}, front=None)
+        counted, learnt = 0, 0
+        for start in range(0, len(rows), size):
+            step = rows[start : start + size]
+            counted += course.late(step)
+            report = course.learn(connection, step)
+            assert report is not None
+            learnt += report.losses["learner"]["type"].count
+        times = [row.record_at for row in rows]
+        assert counted == sum(time < max(times[:n], default=time) for n, time in enumerate(times))
+        assert learnt == len(rows)
+        assert course.front == max(times)
+
+
+@pytest.mark.parametrize("taken_up_at", range(5))
+def test_a_course_taken_up_at_any_step_goes_on_to_the_same_bytes(connection: Connection, taken_up_at: int) -> None:
+    with undone(connection):
+        rows = written(connection, [n % 3 for n in range(40)])
+        steps = [step_of(n, rows[8 * n : 8 * n + 8]) for n in range(5)]
+        live = Course(PLAN, PLAN.fresh(), {}, front=None)
+        for number in range(5):
+            if number == taken_up_at:
+                tensors, cursor, front = {k: v.copy() for k, v in live.tensors().items()}, dict(live.cursor), live.front
+            live.learn(connection, rows[8 * number : 8 * number + 8])
+        cohort = PLAN.fresh()
+        load_tensors(cohort, tensors)
+        again = Course(PLAN, cohort, cursor, front=front)
+        for step in steps[taken_up_at:]:
+            again.repeat(connection, step)
+        assert digest(again) == digest(live)
+        assert (again.cursor, again.front) == (live.cursor, live.front)
+
+
+def test_other_rows_in_another_order_are_other_bytes(connection: Connection) -> None:
+    with undone(connection):
+        rows = written(connection, [0] * 16)
+        one, other = (Course(PLAN, PLAN.fresh(), {}, front=None) for _ in range(2))
+        one.learn(connection, rows[:8])
+        one.learn(connection, rows[8:])
+        other.learn(connection, rows)
+        assert digest(one) != digest(other)
+
+
+def test_tensors_of_another_learner_are_foreign() -> None:
+    course = Course(COUNTS, COUNTS.fresh(), {}, front=None)
+    with pytest.raises(ForeignState):
+        load_tensors(PLAN.fresh(), course.tensors())
+
+
+def test_a_plan_survives_its_way_through_the_database() -> None:
+    assert Plan.from_json("prompttpp", PLAN.as_json()) == PLAN
+
+
+def test_the_device_class_names_what_the_bytes_depend_on() -> None:
+    one = device_class()
+    torch.set_num_threads(2)
+    assert device_class() != one
+    assert torch.__version__ in one
+
+
+def test_a_reaction_other_than_the_journalled_one_is_refused() -> None:
+    check_actions(step_of(4, [], actions=("grew",)), ("grew",))
+    with pytest.raises(Refused, match=r"repeating step 3 the learner reported \[\]; the journal says \['grew'\]"):
+        check_actions(step_of(4, [], actions=("grew",)), ())
+
+
+def test_a_gap_in_the_journal_is_refused(connection: Connection) -> None:
+    with undone(connection):
+        seat, _ = journal.take_seat(connection, learner="markov", version="1", config={})
+        for number in range(3):
+            journal.append(connection, seat, step_of(number, []))
+        assert [step.number for step in journalled(connection, "markov", 1, 0, 3)] == [0, 1, 2]
+        with pytest.raises(Refused, match="of the steps 1 to 4 the journal holds 2"):
+            journalled(connection, "markov", 1, 1, 5)
+
+
+def test_a_long_journal_is_read_page_by_page(connection: Connection) -> None:
+    with undone(connection):
+        seat, _ = journal.take_seat(connection, learner="markov", version="1", config={})
+        for number in range(7):
+            journal.append(connection, seat, step_of(number, []))
+        found = journal.steps(connection, "markov", 1, 1, 7, page=2)
+        assert [step.number for step in found] == list(range(1, 7))
