@@ -111,9 +111,11 @@ def test_a_silent_partition_is_waited_for_a_while_then_passed_by_and_that_is_jou
     stop = Stop()
     running = threading.Thread(target=school.process(stop=stop, merge_wait_s=0.3, step_linger_s=0.0).run)
     running.start()
-    eventually(lambda: school.journalled() >= 1, why="nobody was passed by")
-    stop.set()
-    running.join(20)
+    try:
+        eventually(lambda: school.journalled() >= 1, why="nobody was passed by")
+    finally:
+        stop.set()
+        running.join(20)
     [first, *_] = school.query("SELECT idle, rows FROM journal ORDER BY step")
     [stream] = school.query("SELECT stream_id FROM stream_offset WHERE next_offset > 0")
     others = school.query("SELECT stream_id FROM stream_offset WHERE next_offset = 0 ORDER BY stream_id")
@@ -134,13 +136,14 @@ def test_a_second_train_fences_the_first_which_stops_with_exit_code_3(school: Sc
     stop = Stop()
     running = threading.Thread(target=first)
     running.start()
-    eventually(lambda: school.journalled() >= 1)
-    second = school.train()
-    assert second.repeated_steps >= 1
-    school.write(8)
-    running.join(20)
-    stop.set()
-    assert not running.is_alive()
+    try:
+        eventually(lambda: school.journalled() >= 1)
+        assert school.train().repeated_steps >= 1
+        school.write(8)
+        running.join(10)
+    finally:
+        stop.set()
+        running.join(10)
     [refused] = said
     assert refused.code is Exit.REFUSED
     assert "another `train` took over" in str(refused)

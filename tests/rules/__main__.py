@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 from driftline import local
 from tests.conftest import SHARED
+from tests.rules.learning import LEARNING_RULES
 from tests.rules.rules import RULES, Rule
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("rules", nargs="*", type=int, help="numbers of the protocol's rules; default: all")
     parser.add_argument("--no-kafka", action="store_true", help="leave out what needs a real Kafka")
     asked = parser.parse_args(arguments)
-    wanted = [rule for rule in RULES if not asked.rules or rule.number in asked.rules]
+    wanted = [rule for rule in (*RULES, *LEARNING_RULES) if not asked.rules or rule.number in asked.rules]
     wanted = [rule for rule in wanted if not (asked.no_kafka and rule.kafka)]
     with tempfile.TemporaryDirectory(prefix="driftline-rules-") as folder, ExitStack() as servers:
         tree = copy(Path(folder))

@@ -89,7 +89,7 @@ def digest(course: Course) -> str:
     return snapshots.digest(course.tensors())
 
 
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 7))
+@given(st.lists(st.integers(0, 9), min_size=14, max_size=30), st.integers(4, 9))
 @property_test
 def test_late_rows_are_counted_and_learnt(connection: Connection, late: list[int], size: int) -> None:
     with undone(connection):

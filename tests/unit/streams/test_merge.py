@@ -122,14 +122,18 @@ actions: st.SearchStrategy[list[tuple[Any, ...]]] = st.lists(
 )
 
 
-@given(actions)
+some = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12)), min_size=1, max_size=4)
+
+
+@given(st.fixed_dictionaries(dict.fromkeys(PLACES, some)), actions)
 @property_test
 def test_whatever_arrives_when_the_rows_come_in_the_order_of_the_rule(
-    connection: Connection, actions: list[tuple[Any, ...]]
+    connection: Connection, first: dict[Place, list[tuple[int, int]]], actions: list[tuple[Any, ...]]
 ) -> None:
     with undone(connection):
         scribe, model, merge, retired = scribe_of(connection), Model(), Merge({}), set[Place]()
-        for action in actions:
+        beginning = [("write", place, rows, 0) for place, rows in first.items()]
+        for action in [*beginning, ("take", 3), *actions, ("pass by",), ("take", 8)]:
             match action:
                 case ("write", place, rows, tail) if place not in retired:
                     new = write(scribe, place, rows, tail=tail)

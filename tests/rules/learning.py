@@ -1,0 +1,243 @@
+"""Rules 13 to 19, their tests and their switches."""
+
+from __future__ import annotations
+
+from tests.rules.rules import Rule
+
+_U = "tests/unit/streams/"
+_I = "tests/integration/"
+_MERGE = f"{_U}test_merge.py::"
+_HISTORIES = f"{_U}test_histories.py::"
+_COURSE = f"{_U}test_course.py::"
+_TRAIN = f"{_I}test_train.py::"
+_SNAPSHOTS = f"{_I}test_snapshots.py::"
+_REPLAYED = f"{_I}test_train_replayed.py::"
+
+LEARNING_RULES: tuple[Rule, ...] = (
+    Rule(
+        number=13,
+        says="of the heads the one with the smallest record time is taken, ties by topic, partition, offset",
+        tests=(
+            f"{_MERGE}test_whatever_arrives_when_the_rows_come_in_the_order_of_the_rule",
+            f"{_MERGE}test_a_restart_from_the_cursor_at_any_row_gives_the_same_rest",
+        ),
+        file="streams/merge.py",
+        off=(("row = min(heads)", "row = max(heads)"),),
+    ),
+    Rule(
+        number=13,
+        says="a live head is waited for",
+        tests=(f"{_MERGE}test_whatever_arrives_when_the_rows_come_in_the_order_of_the_rule",),
+        file="streams/merge.py",
+        off=(("if self.behind() or any(", "if any("),),
+    ),
+    Rule(
+        number=13,
+        says="but no longer than W",
+        tests=(f"{_TRAIN}test_a_silent_partition_is_waited_for_a_while_then_passed_by_and_that_is_journalled",),
+        file="streams/train.py",
+        off=(("                merge.pass_by(merge.behind())\n", ""),),
+    ),
+    Rule(
+        number=13,
+        says="a partition passed by stays idle until it yields",
+        tests=(f"{_MERGE}test_a_stream_without_news_is_waited_for_until_it_is_passed_by_and_comes_back",),
+        file="streams/merge.py",
+        off=(
+            ("                self.idle.discard(row.stream_id)\n", ""),
+            ("        self.idle.discard(row.stream_id)\n        self.cursor", "        self.cursor"),
+        ),
+    ),
+    Rule(
+        number=13,
+        says="rows behind the front are learnt and counted as late",
+        tests=(f"{_COURSE}test_late_rows_are_counted_and_learnt",),
+        file="streams/course.py",
+        off=(("front = row.record_at if front is None else max(front, row.record_at)", "front = row.record_at"),),
+    ),
+    Rule(
+        number=14,
+        says="the journal is written ahead of the step",
+        tests=(f"{_TRAIN}test_a_step_is_journalled_before_it_runs_and_a_zombie_can_add_nothing",),
+        file="streams/train.py",
+        off=(
+            (
+                "        with self._connection.begin():\n"
+                "            journal.append(self._connection, self._seat, step)\n"
+                '        failpoint("train.after_journal")\n',
+                '        failpoint("train.after_journal")\n',
+            ),
+            (
+                '        failpoint("train.after_step")\n',
+                '        failpoint("train.after_step")\n'
+                "        with self._connection.begin():\n"
+                "            journal.append(self._connection, self._seat, step)\n",
+            ),
+        ),
+    ),
+    Rule(
+        number=14,
+        says="a journal insert compares the learner's epoch",
+        tests=(f"{_SNAPSHOTS}test_a_zombie_publishes_nothing",),
+        file="storage/journal.py",
+        off=(
+            (
+                "AND branch = :branch AND epoch = :epoch AND next_step = :step",
+                "AND branch = :branch AND CAST(:epoch AS bigint) IS NOT NULL AND next_step = :step",
+            ),
+        ),
+    ),
+    Rule(
+        number=14,
+        says="a snapshot compares the learner's epoch",
+        tests=(f"{_SNAPSHOTS}test_a_zombie_publishes_nothing",),
+        file="storage/journal.py",
+        off=(
+            (
+                "AND branch = :branch AND epoch = :epoch FOR SHARE",
+                "AND branch = :branch AND CAST(:epoch AS bigint) IS NOT NULL FOR SHARE",
+            ),
+        ),
+    ),
+    Rule(
+        number=14,
+        says="a second train fences the first",
+        tests=(f"{_TRAIN}test_a_second_train_fences_the_first_which_stops_with_exit_code_3",),
+        file="storage/journal.py",
+        off=(("SET epoch = epoch + 1 WHERE", "SET epoch = epoch WHERE"), (" AND next_step = :step", "")),
+    ),
+    Rule(
+        number=14,
+        says="a restart repeats the journalled steps verbatim",
+        tests=(f"{_TRAIN}test_a_restart_repeats_the_journalled_steps_verbatim",),
+        file="streams/train.py",
+        off=(
+            (
+                "todo = journalled(self._connection, seat.learner, seat.branch, self._next, seat.next_step)",
+                "self._next, todo = seat.next_step, list[Step]()",
+            ),
+        ),
+    ),
+    Rule(
+        number=14,
+        says="what a row may see does not depend on what is cached or where a run was restarted",
+        tests=(f"{_HISTORIES}test_a_late_row_sees_the_same_whatever_memory_has_forgotten",),
+        file="streams/histories.py",
+        off=(("if recent.complete or event > recent.events[0]:", "if True:"),),
+    ),
+    Rule(
+        number=14,
+        says="journalled reactions are asserted",
+        tests=(
+            f"{_TRAIN}test_another_reaction_than_the_journalled_one_is_refused",
+            f"{_COURSE}test_a_reaction_other_than_the_journalled_one_is_refused",
+        ),
+        file="streams/course.py",
+        off=(("if step.actions != actions:", "if False:"),),
+    ),
+    Rule(
+        number=15,
+        says="a writing row commits before the file is written",
+        tests=(f"{_SNAPSHOTS}test_before_its_files_are_written_it_is_registered",),
+        file="streams/publish.py",
+        off=(
+            (
+                "    tensors = course.tensors()\n",
+                "    snapshots.write(folder, new_id, course.tensors(), {})\n    tensors = course.tensors()\n",
+            ),
+            ("    with connection.begin():\n        registry.begin(", "    if True:\n        registry.begin("),
+        ),
+    ),
+    Rule(
+        number=15,
+        says="the files are on disk before they get their names, and then their folder is synced",
+        tests=(f"{_SNAPSHOTS}test_both_files_and_then_their_folder_are_synced",),
+        file="storage/snapshots.py",
+        off=(("                os.fsync(out.fileno())\n", ""),),
+    ),
+    Rule(
+        number=15,
+        says="a name never stands for half a file",
+        tests=(
+            f"{_SNAPSHOTS}test_a_full_disk_leaves_nothing_behind",
+            f"{_SNAPSHOTS}test_a_full_disk_does_not_spoil_what_stood_there_before",
+        ),
+        file="storage/snapshots.py",
+        off=(("with unfinished[file].open(", "with file.open("),),
+    ),
+    Rule(
+        number=15,
+        says="progress is acknowledged before the snapshot is live",
+        tests=(
+            f"{_SNAPSHOTS}test_without_its_progress_acknowledged_it_does_not_become_live",
+            f"{_SNAPSHOTS}test_a_snapshot_is_registered_written_told_and_only_then_live",
+        ),
+        file="streams/publish.py",
+        off=(
+            ("    delivered()\n", ""),
+            ('    failpoint("train.after_live")\n', '    failpoint("train.after_live")\n    delivered()\n'),
+        ),
+    ),
+    Rule(
+        number=15,
+        says="a row that is not live is not used",
+        tests=(f"{_SNAPSHOTS}test_a_row_without_a_live_file_is_ignored",),
+        file="storage/registry.py",
+        off=(("status = 'live' AND (CAST(:branch", "status <> 'deleting' AND (CAST(:branch"),),
+    ),
+    Rule(
+        number=15,
+        says="the hash covers names, types, shapes and bytes, names sorted",
+        tests=(f"{_SNAPSHOTS}test_the_digest_covers_names_types_shapes_and_bytes_and_no_order",),
+        file="storage/snapshots.py",
+        off=(("    for name in sorted(tensors):", "    for name in tensors:"),),
+    ),
+    Rule(
+        number=15,
+        says="other bytes than were written are refused, and learnt again from the snapshot before",
+        tests=(f"{_SNAPSHOTS}test_a_spoilt_file_is_refused_by_its_name",),
+        file="storage/snapshots.py",
+        off=(('if found != sha256 or manifest.get("sha256") != sha256:', "if False:"),),
+    ),
+    Rule(
+        number=16,
+        says="a repeated step repeats its id",
+        tests=(f"{_TRAIN}test_a_repeated_step_repeats_its_progress_under_the_same_id",),
+        file="streams/progress.py",
+        off=(("            step=step.number,\n", "            step=step.number + 1000 * seat.epoch,\n"),),
+    ),
+    Rule(
+        number=18,
+        says="hashes are compared on one device class",
+        tests=(
+            f"{_REPLAYED}test_what_cannot_be_rebuilt_is_refused_with_exit_code_3",
+            f"{_REPLAYED}test_another_number_of_threads_is_another_device_class",
+        ),
+        file="streams/rebuild.py",
+        off=(('if manifest["device_class"] != device_class():', "if False:"),),
+    ),
+    Rule(
+        number=18,
+        says="snapshots touched by an erasure are refused",
+        tests=(f"{_REPLAYED}test_what_cannot_be_rebuilt_is_refused_with_exit_code_3",),
+        file="streams/rebuild.py",
+        off=(("    if snapshot.irreproducible:", "    if False:"),),
+    ),
+    Rule(
+        number=18,
+        says="a bounded run waits for every partition up to its end, and steps hold n rows",
+        tests=(f"{_TRAIN}test_a_bounded_run_learns_every_row_once_in_full_steps_and_takes_a_snapshot",),
+        file="streams/merge.py",
+        off=(("return bool(self._rows) and self._rows[0].offset >= self._limit", "return True"),),
+    ),
+    Rule(
+        number=19,
+        says="one REPEATABLE READ READ ONLY transaction reads registry, watermark and histories",
+        tests=(
+            f"{_I}score/test_score_trouble.py::"
+            "test_user_state_is_read_in_one_repeatable_read_transaction_that_cannot_write",
+        ),
+        file="scoring/state.py",
+        off=(('isolation_level="REPEATABLE READ", postgresql_readonly=True', 'isolation_level="READ COMMITTED"'),),
+    ),
+)
