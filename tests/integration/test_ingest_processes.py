@@ -125,6 +125,8 @@ def test_a_process_frozen_before_its_commit_is_replaced_and_comes_back_harmless(
         zombie.signal(signal.SIGSTOP)
     # The lock is free: the frozen process's backend now holds its rows and waits for a COMMIT that does not come.
     successor = started.start(database, tansu_topics, session_timeout_s=SESSION_S)
+    connected = "SELECT FROM pg_stat_activity WHERE application_name = 'driftline-ingest'"
+    eventually(lambda: len(query(database, connected)) == 2, within_s=60)
     eventually(lambda: accepted(database, 60), within_s=12, why="the successor must not wait for the frozen one")
     sender.send(*events(60))
     eventually(lambda: accepted(database, 90))

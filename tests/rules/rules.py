@@ -316,8 +316,8 @@ INGEST_RULES: tuple[Rule, ...] = (
         file="streams/accept.py",
         off=(
             (
-                "record_us = np.asarray(self.record_ms, np.int64) * 1000",
-                'record_us = np.full(len(self.record_ms), __import__("time").time_ns() // 1000)',
+                "ahead = times - record_us",
+                'ahead = times - __import__("time").time_ns() // 1000',
             ),
         ),
     ),
