@@ -224,13 +224,6 @@ LEARNING_RULES: tuple[Rule, ...] = (
         off=(("    if snapshot.irreproducible:", "    if False:"),),
     ),
     Rule(
-        number=18,
-        says="a bounded run waits for every partition up to its end, and steps hold n rows",
-        tests=(f"{_TRAIN}test_a_bounded_run_learns_every_row_once_in_full_steps_and_takes_a_snapshot",),
-        file="streams/merge.py",
-        off=(("return bool(self._rows) and self._rows[0].offset >= self._limit", "return True"),),
-    ),
-    Rule(
         number=19,
         says="one REPEATABLE READ READ ONLY transaction reads registry, watermark and histories",
         tests=(
