@@ -432,7 +432,7 @@ class Membership:
         self._settle()
         parts = [self._part(place, move) for place, move in moves.items()]
         self._under_way = _UnderWay(
-            outcome=self._pen.submit(_write, self._writer, parts),
+            outcome=self._pen.submit(self._write, self._writer, parts),
             moves=moves,
             intakes=self._intakes,
             started=time.perf_counter(),
@@ -460,6 +460,22 @@ class Membership:
         # Advisory: for tools that watch the group's lag. Positions come from Postgres.
         at = [TopicPartition(*place, move.next) for place, move in batch.moves.items()]
         self._consumer.commit(offsets=at, asynchronous=True)
+
+    def _write(self, writer: BatchWriter, parts: list[Part]) -> list[Written]:
+        """In the writing thread.
+
+        A topic may be deleted and created again between two fetches, and offsets alone do not show it. The ids
+        are asked for after the last fetch and before the commit: if they are still the claimed ones, every
+        record of the batch came from the claimed topics.
+        """
+        claimed = {part.move.claim.stream.topic: part.move.claim.stream.topic_id for part in parts}
+        found = kafka.topic_ids(self._config, list(claimed), client=self._admin, timeout_s=BROKER_TIMEOUT_S)
+        if found != claimed:
+            raise Rejoin("a topic was created again under a running process")  # the next claim refuses it by name
+        with mapped_errors():
+            written = writer.write(parts)
+        failpoint("ingest.after_commit")
+        return written
 
     def _part(self, place: tuple[str, int], move: Advance) -> Part:
         topic = move.claim.stream.topic
@@ -507,13 +523,6 @@ class Membership:
                 metrics.event_delay.set(max(0.0, time.time() - newest.record_ms[-1] / 1000), topic, partition)
             high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)[1]
             metrics.ingest_lag.set(max(0, high - move.next), topic, partition)
-
-
-def _write(writer: BatchWriter, parts: list[Part]) -> list[Written]:
-    with mapped_errors():
-        written = writer.write(parts)
-    failpoint("ingest.after_commit")
-    return written
 
 
 def _reason(error: Exception) -> Literal["commit_error", "database_away", "kafka_error"]:

@@ -33,6 +33,8 @@ from streams.merge import LogRow, runs_of
 from streams.progress import ProgressLedger
 from streams.publish import Published, actions_before, publish, restore
 
+TRANSACTION_TIMEOUT_S = 15
+"""A process frozen with the learner's row in its hands keeps its successor waiting no longer than this."""
 POLL_S = 0.05
 FIRST_SNAPSHOT_S = 5.0
 """A learner without a snapshot takes its first one sooner, so that scoring can begin."""
@@ -69,7 +71,11 @@ class Train:
         health: Health,
         stop: Stop,
     ) -> None:
-        self._engine = open_engine(postgres_url, application_name=f"driftline-train-{settings.learner}")
+        self._engine = open_engine(
+            postgres_url,
+            application_name=f"driftline-train-{settings.learner}",
+            transaction_timeout_s=TRANSACTION_TIMEOUT_S,
+        )
         self._kafka = kafka_config
         self._folder = snapshots
         self._settings = settings
