@@ -14,7 +14,7 @@ from learners.batch import Query
 from learners.build import build
 from learners.cohort import LEARNER
 from learners.protocol import ForeignState, Learner
-from scoring.questions import context_of
+from runtime.context import context_of
 from storage import snapshots
 from storage.registry import Snapshot
 from storage.sequences import USER, SequenceEvent

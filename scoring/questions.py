@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 import msgspec
 import numpy as np
 
 from contracts.scoring import ScoreRequest
-from learners.batch import Context, Query, Strings
+from learners.batch import Context, Query
+from runtime.context import context_of
 from scoring.refusals import Invalid
-from storage.sequences import RELATION_COUNTERPART, HistoryAsk, SequenceEvent
+from storage.sequences import HistoryAsk, SequenceEvent
 
-KIND_NAMES: Final = {1: "user", 2: "payment", 3: "relation", 4: "relation"}
 _FOREVER = 2**62
 """Microseconds; later than any event time."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -81,23 +80,6 @@ def now_of(question: Question, history: Sequence[SequenceEvent]) -> int | None:
     return history[-1].at if history else None
 
 
-def context_of(stacks: Sequence[Sequence[SequenceEvent]]) -> Context:
-    """Histories as a learner reads them: exactly as `train` shows them (`streams.histories.context_of`)."""
-    events = [event for stack in stacks for event in stack]
-    return Context(
-        offsets=np.cumsum([0, *(len(stack) for stack in stacks)]).astype(np.int64),
-        at=np.array([event.at for event in events], np.int64),
-        kind=_strings([KIND_NAMES[event.kind] for event in events]),
-        type=_strings([event.type for event in events]),
-        item=_strings([event.item for event in events]),
-        amount=np.array([event.amount or 0 for event in events], np.int64),
-        currency=_strings([event.currency for event in events]),
-        other=_strings([event.other for event in events]),
-        role=_strings(["counterpart" if event.kind == RELATION_COUNTERPART else "actor" for event in events]),
-        key=np.array([event.key for event in events], np.int64),
-    )
-
-
 def microseconds(at: datetime) -> int:
     """Microseconds since 1970 of a time with a zone."""
     return (at - _EPOCH) // _MICROSECOND
@@ -109,9 +91,3 @@ def time_of(at: int, seconds: float = 0.0) -> datetime | None:
         return _EPOCH + timedelta(microseconds=at, seconds=seconds)
     except OverflowError:
         return None
-
-
-def _strings(values: Sequence[str | None]) -> Strings:
-    array = np.empty(len(values), np.object_)
-    array[:] = values
-    return array

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from learners.batch import Batch, Context, Origin, Query, Target, TargetKind
+from learners.batch import Batch, Origin, Query, Target, TargetKind
+from runtime.context import context_of, strings
 from storage import sequences
 from storage.offsets import Cursor
 from storage.sequences import HistoryAsk, SequenceEvent
 from streams.merge import LogRow
 
-KIND_NAMES = {1: "user", 2: "payment", 3: "relation", 4: "relation"}
 _FOREVER = 2**62
 
 
@@ -189,31 +189,13 @@ class Histories:
             target=Target(
                 kind=TargetKind.EVENT,
                 at=np.array([row.event.at for row in rows], np.int64),
-                type=_strings([row.event.type for row in rows]),
+                type=strings([row.event.type for row in rows]),
                 resolution=np.full(len(rows), self._resolution_us, np.int64),
                 timed=np.array([view.timed for view in views], np.bool_),
                 weight=np.ones(len(rows)),
             ),
             origin=Origin(key=np.array([row.event.key for row in rows], np.int64)),
         )
-
-
-def context_of(stacks: Sequence[Sequence[SequenceEvent]]) -> Context:
-    """Histories as a learner reads them."""
-    events = [event for stack in stacks for event in stack]
-    ends = np.cumsum([0, *(len(stack) for stack in stacks)])
-    return Context(
-        offsets=ends.astype(np.int64),
-        at=np.array([event.at for event in events], np.int64),
-        kind=_strings([KIND_NAMES[event.kind] for event in events]),
-        type=_strings([event.type for event in events]),
-        item=_strings([event.item for event in events]),
-        amount=np.array([event.amount or 0 for event in events], np.int64),
-        currency=_strings([event.currency for event in events]),
-        other=_strings([event.other for event in events]),
-        role=_strings(["counterpart" if event.kind == sequences.RELATION_COUNTERPART else "actor" for event in events]),
-        key=np.array([event.key for event in events], np.int64),
-    )
 
 
 def _events_by_user(rows: Sequence[LogRow]) -> dict[str, list[tuple[int, SequenceEvent]]]:
@@ -230,9 +212,3 @@ def _events_by_user(rows: Sequence[LogRow]) -> dict[str, list[tuple[int, Sequenc
 def _holds(events: Sequence[SequenceEvent], at: int) -> bool:
     index = bisect_left(events, (at,))
     return index < len(events) and events[index].at == at
-
-
-def _strings(values: Sequence[str | None]) -> np.ndarray:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array

@@ -18,11 +18,11 @@ from contracts import topics
 from learners.batch import Query
 from learners.cohort import CohortReport, Tally
 from learners.floors import MarkovFloor
+from runtime.context import context_of
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit, Refused, Stop
 from storage.journal import Seat, Step
 from storage.sequences import SequenceEvent
-from streams.histories import context_of
 from streams.merge import LogRow
 from streams.progress import ProgressLedger, Undelivered
 from tests.integration.feeding import REPOSITORY, eventually

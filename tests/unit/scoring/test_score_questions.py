@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 
-from learners.batch import Context
-from scoring.questions import Question, context_of, decode, microseconds, query_of, question_of, time_of
+from scoring.questions import Question, decode, microseconds, query_of, question_of, time_of
 from scoring.refusals import Invalid
-from storage.sequences import PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART, USER, SequenceEvent
-from streams import histories as training
+from storage.sequences import PAYMENT, USER, SequenceEvent
 
 SECOND = 1_000_000
 
@@ -35,19 +31,6 @@ def event(at_s: int, *, kind: int = USER, name: str = "click") -> SequenceEvent:
         other=None if kind == USER else "someone",
         key=at_s * 7,
     )
-
-
-def test_a_learner_is_shown_histories_in_scoring_exactly_as_in_training() -> None:
-    stacks = [
-        [event(1), event(2, kind=PAYMENT)],
-        [],
-        [event(3, kind=RELATION_ACTOR), event(4, kind=RELATION_COUNTERPART)],
-    ]
-    ours, theirs = context_of(stacks), training.context_of(stacks)
-    for field in fields(Context):
-        one, other = getattr(ours, field.name), getattr(theirs, field.name)
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
 
 
 def test_without_a_time_a_question_stands_at_the_newest_event() -> None:
