@@ -55,6 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         tree = copy(Path(folder))
         environment = start_servers(servers, Path(folder), kafka=any(rule.kafka for rule in wanted))
         failed = run(tree, environment, sorted({test for rule in wanted for test in rule.tests}))
+        for test in sorted(failed):
+            print(f"red as is: {test}", flush=True)
         seen = []
         for rule in wanted:
             seen.append(try_rule(tree, environment, rule, failed))
