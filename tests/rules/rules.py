@@ -81,7 +81,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         says="a claim ends the former owner's backend, and so waits for nobody",
         tests=(
             f"{_FENCING}test_a_claim_waits_for_no_former_owner",
-            f"{_PROCESSES}test_a_process_frozen_before_its_commit_is_replaced_and_comes_back_harmless",
+            f"{_PROCESSES}test_a_process_frozen_before_its_commit_is_replaced_and_wakes_up_harmless",
         ),
         file="storage/offsets.py",
         off=(('    connection.execute(_END_FORMER_OWNERS, {"ids": [row.stream_id for row in wanted]})\n', ""),),
