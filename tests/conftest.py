@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +29,10 @@ from driftline import local
 from runtime import failpoints
 from runtime import kafka as kafka_clients
 from runtime.kafka import KafkaConfig
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells start background jobs so, and children inherit it: Ctrl-C would mean nothing to the tests' processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED = REPOSITORY.parent / "shared"
