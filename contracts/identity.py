@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from xxhash import xxh3_64_intdigest
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest as digest
 
+__all__ = ["SEPARATOR", "digest", "event_key", "signed"]
+
+SEPARATOR = "\0"
+"""Between the parts of an identity. Ids may hold any character but this one (see `codec`), so it is unambiguous."""
 _SIGN = 1 << 63
 
 
 def event_key(topic: str, key: str, event_id: str) -> int:
-    """Digest of an event's identity as a signed 64-bit integer (Postgres and numpy have no unsigned one).
+    """Digest of an event's identity as a signed 64-bit integer (Postgres and numpy have no unsigned one)."""
+    return digest(f"{topic}{SEPARATOR}{key}{SEPARATOR}{event_id}".encode()) - _SIGN
 
-    Ids may hold any character but U+0000 (see `codec`), so U+0000 separates them without ambiguity.
-    """
-    return xxh3_64_intdigest(f"{topic}\0{key}\0{event_id}".encode()) - _SIGN
+
+def signed(digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """`digest`s of many identities as `event_key` gives them."""
+    return (digests ^ np.uint64(_SIGN)).view(np.int64)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlalchemy import Connection, text
 
-from contracts.identity import event_key
+from contracts.identity import SEPARATOR, digest, signed
 from storage.offsets import Claim, Cursor
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -198,11 +198,11 @@ def decode_rows(data: bytes) -> pa.Table:
         return reader.read_all()
 
 
-def digests(rows: pa.Table, topic: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(identity digests, offsets) of rows of events or labels."""
-    pairs = zip(rows["user"].to_pylist(), rows["event_id"].to_pylist(), strict=True)
-    found = np.fromiter((event_key(topic, user, event_id) for user, event_id in pairs), np.int64, rows.num_rows)
-    return found, rows["offset"].to_numpy()
+def digests(rows: pa.Table, topic: str) -> NDArray[np.int64]:
+    """The identity digest (`contracts.identity.event_key`) of each row of events or labels."""
+    identities = pc.binary_join_element_wise(topic, rows["user"], rows["event_id"], SEPARATOR).cast(pa.binary())
+    unsigned = np.fromiter(map(digest, identities.to_pylist()), np.uint64, rows.num_rows)
+    return signed(unsigned)
 
 
 def time_of(microseconds: int) -> datetime:

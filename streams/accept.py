@@ -1,17 +1,22 @@
-"""From Kafka messages to what a batch would write: pure, no clock, no database.
+"""From Kafka messages to the rows a batch would write: pure, no clock, no database.
 
-`Intake` takes the messages of one stream, one by one; `columns` turns what passed into Arrow rows. Nothing
-here depends on how messages fall into batches, so a record refused once is refused whenever it is read.
+`Intake` takes the messages of one stream. Nothing here depends on how messages fall into batches, so a record
+refused once is refused whenever it is read.
+
+What is wrong with a record is decided in one place, `Intake._judge`, which looks at one message. Most records
+never get there: whole chunks are shown to be in order by a few comparisons of columns, and only a record that
+those cannot vouch for is judged by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from confluent_kafka import Message
 from numpy.typing import NDArray
 
@@ -19,22 +24,22 @@ from contracts.codec import (
     MAX_AHEAD,
     MAX_BEHIND,
     MAX_RECORD_MS,
+    UNREADABLE,
     Decoder,
     Malformed,
     Reason,
     check_record_time,
     check_stated_time,
-    key_field,
+    may_hold_nul,
 )
-from contracts.identity import event_key
-from contracts.records import MAX_ID_CHARS, Item, Label, Payment, Record, Relation, UserEvent
+from contracts.records import MAX_ID_CHARS, MAX_RECORD_BYTES, Item, Record, Relation
 from contracts.topics import INPUTS, ORIGIN_HEADER
 from storage.dead_letters import Kept
-from storage.log import EVENT_ROWS, ITEM_ROWS, LABEL_ROWS
+from storage.log import microseconds_of
+from streams.columns import LAYOUTS, Ints, Layout, microseconds, rows_of
 
 _MAX_AHEAD_US = int(MAX_AHEAD.total_seconds()) * 1_000_000
 _MAX_BEHIND_US = int(MAX_BEHIND.total_seconds()) * 1_000_000
-_TIME = pa.timestamp("us", tz="UTC")
 
 
 class Disorder(RuntimeError):
@@ -52,9 +57,56 @@ class Refusal:
     detail: str
 
 
+@dataclass(frozen=True)
+class Version:
+    """A record of `items`."""
+
+    item_id: str
+    item: Item | None
+    """None: a tombstone."""
+
+
+Read = Record | Version
+"""What one message says."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Messages of one stream, column by column."""
+
+    messages: Sequence[Message]
+    offsets: Ints
+    record_ms: Ints
+    keys: list[bytes | None]
+    values: list[bytes | None]
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> _Chunk:
+        n = len(messages)
+        return cls(
+            messages=messages,
+            offsets=np.fromiter((message.offset() for message in messages), np.int64, n),
+            record_ms=np.fromiter((message.timestamp()[1] for message in messages), np.int64, n),
+            keys=[message.key() for message in messages],
+            values=[message.value() for message in messages],
+        )
+
+    def part(self, indices: list[int]) -> _Chunk:
+        """Some of the messages."""
+        if len(indices) == len(self.messages):
+            return self
+        return _Chunk(
+            messages=[self.messages[i] for i in indices],
+            offsets=self.offsets[indices],
+            record_ms=self.record_ms[indices],
+            keys=[self.keys[i] for i in indices],
+            values=[self.values[i] for i in indices],
+        )
+
+
 @dataclass
 class Intake:
-    """The messages of one stream in one batch, decoded."""
+    """The messages of one stream in one batch, read."""
 
     topic: str
     """Logical name."""
@@ -64,139 +116,140 @@ class Intake:
     read: int = 0
     value_bytes: int = 0
     unknown_fields: int = 0
-    offsets: list[int] = field(default_factory=list)
-    record_ms: list[int] = field(default_factory=list)
-    records: list[Record | None] = field(default_factory=list)
-    """None: a tombstone of `items`."""
-    item_ids: list[str] = field(default_factory=list)
-    """On `items` only: the item of each record, tombstones included."""
+    newest_ms: int | None = None
+    """Kafka timestamp of the last record that was not refused."""
+    versions: list[Version] = field(default_factory=list)
+    """On `items` only: one a row."""
     refused: list[Refusal] = field(default_factory=list)
     origins: dict[int, str] = field(default_factory=dict)
     """offset -> dead letter that this record repeats."""
-    _stated: dict[str, list[NDArray[np.int64]]] = field(default_factory=dict)
-    """Name -> that time of each record, microseconds since 1970, take by take."""
+    _chunks: list[pa.RecordBatch] = field(default_factory=list)
 
     def take(self, *messages: Message) -> None:
         """Messages, in offset order.
 
         :raises Disorder: one lies before what is known or was taken.
         """
-        # The one loop that runs for every record: what it needs is in local names.
-        decoder, unknown = self.decoder, self.decoder.with_unknown_fields
-        decode, is_item = decoder.decode, decoder.record is Item
-        expected, first = self.next, len(self.records)
-        taken: list[Message] = []
-        for message in messages:
-            value, key = message.value(), message.key()
-            offset, record_ms = message.offset() or 0, message.timestamp()[1]
-            if offset < expected:
-                raise Disorder(f"{self.topic}: offset {offset} came where {expected} was next")
-            expected = offset + 1
-            record: Record | None
-            try:
-                if not 0 <= record_ms <= MAX_RECORD_MS:
-                    check_record_time(record_ms)
-                if value is None and is_item:
-                    check_item_key(key)
-                    record = None
-                else:
-                    record = decode(value, key)
-            except Malformed as malformed:
-                kept = Kept.of(key, value)
-                self.refused.append(Refusal(offset, record_ms, kept, malformed.reason, malformed.detail))
-                continue
-            if headers := message.headers():
-                self._note_origin(offset, dict(headers))
-            self.offsets.append(offset)
-            self.record_ms.append(record_ms)
-            self.records.append(record)
-            taken.append(message)
-        self.next = expected
+        chunk = _Chunk.of(messages)
+        self._check_order(chunk.offsets)
         self.read += len(messages)
         self.value_bytes += sum(map(len, messages))
-        self.unknown_fields += decoder.with_unknown_fields - unknown
-        if is_item:
-            self.item_ids += [(message.key() or b"").decode() for message in taken]
-        self._check_times(first, taken)
+        chunk, records = self._readable(chunk)
+        rows = rows_of(self._layout, records, offsets=chunk.offsets, record_ms=chunk.record_ms)
+        if doubtful := set(np.flatnonzero(self._doubts(chunk, records, rows)).tolist()):
+            sure = [i for i in range(len(records)) if i not in doubtful or self._judge(chunk.messages[i]) is not None]
+            chunk, records, rows = chunk.part(sure), [records[i] for i in sure], rows.take(pa.array(sure, pa.int64()))
+        self._note(chunk, records)
+        self._chunks.append(rows)
+
+    def rows(self) -> pa.Table:
+        """What was not refused, as rows of `storage.log`, in offset order."""
+        return pa.Table.from_batches(self._chunks, self._layout.schema).combine_chunks()
+
+    @property
+    def _layout(self) -> Layout:
+        return LAYOUTS[self.decoder.record]
+
+    @property
+    def _is_item(self) -> bool:
+        return self.decoder.record is Item
+
+    def _check_order(self, offsets: Ints) -> None:
+        expected = np.concatenate([[self.next], offsets + 1])
+        if (back := np.flatnonzero(offsets < expected[:-1])).size:
+            at = int(back[0])
+            raise Disorder(f"{self.topic}: offset {offsets[at]} came where {expected[at]} was next")
+        self.next = int(expected[-1])
+
+    def _readable(self, chunk: _Chunk) -> tuple[_Chunk, list[Read]]:
+        """The messages that can be read, and what they say."""
+        refused = len(self.refused)
+        # Items are few, with tombstones among them; what is too large must not be parsed at all.
+        one_by_one = self._is_item or max(map(len, chunk.messages), default=0) > MAX_RECORD_BYTES
+        found = [self._judge(message) for message in chunk.messages] if one_by_one else self._parse(chunk)
+        if len(self.refused) == refused:
+            return chunk, cast("list[Read]", found)
+        kept = [i for i, record in enumerate(found) if record is not None]
+        return chunk.part(kept), [record for record in found if record is not None]
+
+    def _parse(self, chunk: _Chunk) -> list[Read | None]:
+        parse = self.decoder.parse
+        found: list[Read | None] = []
+        for index, value in enumerate(chunk.values):  # the one loop of Python code that runs for every record
+            try:
+                found.append(parse(value))  # type: ignore[arg-type]  # no value is a TypeError
+            except (TypeError, *UNREADABLE):
+                found.append(self._judge(chunk.messages[index]))
+        return found
+
+    def _doubts(self, chunk: _Chunk, records: list[Read], rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Which of the records that could be parsed may be wrong all the same."""
+        doubts = (chunk.record_ms < 0) | (chunk.record_ms > MAX_RECORD_MS)
+        if self._is_item:
+            return np.zeros(len(records), bool)  # each was judged
+        same_key = pc.equal(rows["user"].cast(pa.binary()), pa.array(chunk.keys, pa.binary()))
+        doubts |= ~np.asarray(same_key.fill_null(False))
+        record_us = chunk.record_ms * 1000
+        for name in self._layout.times:
+            times = microseconds(rows[name])
+            ahead = times - record_us
+            doubts |= (ahead > _MAX_AHEAD_US) | (ahead < -_MAX_BEHIND_US)
+        if self.decoder.record is Relation:
+            doubts |= np.asarray(pc.equal(rows["user"], rows["other"]))
+        values = cast("list[bytes]", chunk.values)
+        if may_hold_nul(b"".join(values)):
+            doubts |= [may_hold_nul(value) for value in values]
+        versions = [record.schema for record in _said(records)]
+        if not all(map(self.decoder.knows, set(versions))):
+            doubts |= [not self.decoder.knows(version) for version in versions]
+        return doubts
+
+    def _judge(self, message: Message) -> Read | None:
+        """What one message says. None: it says nothing that could be accepted, and is among the refused."""
+        value, key = message.value(), message.key()
+        try:
+            return self._read(value, key, message.timestamp()[1])
+        except Malformed as wrong:
+            kept = Kept.of(key, value)
+            origin = message.offset() or 0, message.timestamp()[1]
+            self.refused.append(Refusal(*origin, kept, wrong.reason, wrong.detail))
+            return None
+
+    def _read(self, value: bytes | None, key: bytes | None, record_ms: int) -> Read:
+        check_record_time(record_ms)
+        if value is None and self._is_item:
+            return Version(item_of_tombstone(key), None)
+        record = self.decoder.decode(value, key)
+        for column in self._layout.times:
+            name = self._layout.fields[column]
+            check_stated_time(name, microseconds_of(getattr(record, name)), record_ms)
+        return Version(record.item_id, record) if isinstance(record, Item) else record
+
+    def _note(self, chunk: _Chunk, records: list[Read]) -> None:
+        """Keeps what the rows do not tell."""
+        if not records:
+            return
+        self.newest_ms = int(chunk.record_ms[-1])
+        if self._is_item:
+            self.versions += cast("list[Version]", records)
+        self.unknown_fields += self.decoder.with_unknown_fields(_said(records))
+        for message in chunk.messages:
+            if headers := message.headers():
+                self._note_origin(message.offset() or 0, dict(headers))
 
     def _note_origin(self, offset: int, headers: dict[str, str | bytes | None]) -> None:
         content = headers.get(ORIGIN_HEADER)
         if content:
             self.origins[offset] = content if isinstance(content, str) else content.decode(errors="replace")
 
-    def _check_times(self, first: int, messages: list[Message]) -> None:
-        """Refuses those of the newest records (from `first` on) whose times are out of range of their record time.
 
-        Done while their messages are at hand: none is kept.
-        """
-        new = {name: _times(self.records[first:], name) for name in _TIMES.get(self.decoder.record, ())}
-        record_us = np.asarray(self.record_ms[first:], np.int64) * 1000
-        timely = np.ones(len(messages), bool)
-        for name, times in new.items():
-            ahead = times - record_us
-            for index in np.flatnonzero(timely & ((ahead > _MAX_AHEAD_US) | (ahead < -_MAX_BEHIND_US))).tolist():
-                try:
-                    check_stated_time(name, int(times[index]), self.record_ms[first + index])
-                except Malformed as malformed:
-                    message = messages[index]
-                    kept = Kept.of(message.key(), message.value())
-                    place = first + index
-                    self.refused.append(
-                        Refusal(self.offsets[place], self.record_ms[place], kept, malformed.reason, malformed.detail)
-                    )
-                    timely[index] = False
-        for name, times in new.items():
-            self._stated.setdefault(name, []).append(times)
-        if not timely.all():
-            self.keep(np.concatenate([np.arange(first), first + np.flatnonzero(timely)]))
-
-    def keep(self, indices: NDArray[np.int64]) -> None:
-        """Drops the records at all other indices."""
-        if len(indices) == len(self.records):
-            return
-        chosen = indices.tolist()
-        self._stated = {name: [self.stated(name)[indices]] for name in self._stated}
-        self.offsets = [self.offsets[i] for i in chosen]
-        self.record_ms = [self.record_ms[i] for i in chosen]
-        self.records = [self.records[i] for i in chosen]
-        if self.item_ids:
-            self.item_ids = [self.item_ids[i] for i in chosen]
-
-    def stated(self, name: str) -> NDArray[np.int64]:
-        """One of the times the records state, in microseconds since 1970."""
-        parts = self._stated.get(name, [])
-        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
-
-    def keys(self) -> list[str]:
-        """The user (or item) of each record."""
-        name = key_field(self.decoder.record)
-        return [getattr(record, name) for record in self.records]
-
-    def event_ids(self) -> list[str]:
-        """The event id of each record (not for items)."""
-        return [record.event_id for record in self.records]  # type: ignore[union-attr]
-
-    def digests(self) -> NDArray[np.int64]:
-        """The identity digest of each record; `items` have none, as their versions repeat on purpose."""
-        topic = self.topic
-        pairs = zip(self.keys(), self.event_ids(), strict=True)
-        return np.fromiter((event_key(topic, key, event_id) for key, event_id in pairs), np.int64, len(self.records))
-
-    def columns(self) -> pa.Table:
-        """The records as Arrow rows of `storage.log`."""
-        columns, schema = _COLUMNS[self.decoder.record]
-        stamps = pa.array(np.asarray(self.record_ms, np.int64) * 1000).cast(_TIME)
-        values = {"offset": self.offsets, "record_at": stamps, **columns(self)}
-        return pa.table(
-            [
-                pa.array(values[name], kind) if name in values else pa.nulls(len(self.offsets), kind)
-                for name, kind in zip(schema.names, schema.types, strict=True)
-            ],
-            schema=schema,
-        )
+def _said(records: list[Read]) -> list[Record]:
+    if records and isinstance(records[0], Version):
+        return [version.item for version in cast("list[Version]", records) if version.item is not None]
+    return cast("list[Record]", records)
 
 
-def check_item_key(key: bytes | None) -> None:
+def item_of_tombstone(key: bytes | None) -> str:
     """A tombstone has only its key to say which item it deletes.
 
     :raises Malformed: the key is no item id.
@@ -207,89 +260,7 @@ def check_item_key(key: bytes | None) -> None:
         item = ""
     if not 0 < len(item) <= MAX_ID_CHARS or "\0" in item:
         raise Malformed(Reason.KEY_MISMATCH, "a tombstone's key must be the id of the item it deletes")
-
-
-_TIMES: dict[type[Record], tuple[str, ...]] = {
-    UserEvent: ("occurred_at",),
-    Payment: ("occurred_at",),
-    Relation: ("occurred_at",),
-    Label: ("known_at", "ref_time"),
-}
-"""The times a record states; items state none."""
-
-
-def _times(records: list[Record | None], name: str) -> NDArray[np.int64]:
-    times = pa.array([getattr(record, name) for record in records], _TIME)
-    return np.asarray(times.cast(pa.int64()))
-
-
-def _user_events(intake: Intake) -> dict[str, Any]:
-    rows: list[UserEvent] = intake.records  # type: ignore[assignment]
-    return {
-        **_common(intake),
-        "user": [r.user_id for r in rows],
-        "type": [r.type for r in rows],
-        "item": [r.item_id for r in rows],
-    }
-
-
-def _payments(intake: Intake) -> dict[str, Any]:
-    rows: list[Payment] = intake.records  # type: ignore[assignment]
-    return {
-        **_common(intake),
-        "user": [r.user_id for r in rows],
-        "type": [r.type for r in rows],
-        "item": [r.item_id for r in rows],
-        "amount": [r.amount for r in rows],
-        "currency": [r.currency for r in rows],
-        "other": [r.payee_id for r in rows],
-    }
-
-
-def _relations(intake: Intake) -> dict[str, Any]:
-    rows: list[Relation] = intake.records  # type: ignore[assignment]
-    return {
-        **_common(intake),
-        "user": [r.actor_id for r in rows],
-        "type": [r.relation for r in rows],
-        "other": [r.counterpart_id for r in rows],
-    }
-
-
-def _common(intake: Intake) -> dict[str, Any]:
-    rows: list[Any] = intake.records
-    return {
-        "at": pa.array(intake.stated("occurred_at")).cast(_TIME),
-        "event_id": [r.event_id for r in rows],
-        "source": [r.source for r in rows],
-    }
-
-
-def _labels(intake: Intake) -> dict[str, Any]:
-    rows: list[Label] = intake.records  # type: ignore[assignment]
-    return {
-        "at": pa.array(intake.stated("known_at")).cast(_TIME),
-        "event_id": [r.event_id for r in rows],
-        "user": [r.user_id for r in rows],
-        "task": [r.task for r in rows],
-        "subject": [r.subject_event_id for r in rows],
-        "ref_time": pa.array(intake.stated("ref_time")).cast(_TIME),
-        "value": [r.value for r in rows],
-        "source": [r.source for r in rows],
-    }
-
-
-def _items(intake: Intake) -> dict[str, Any]:
-    return {"item": intake.item_ids}
-
-
-_COLUMNS: dict[type[Record], tuple[Callable[[Intake], dict[str, Any]], pa.Schema]] = {
-    UserEvent: (_user_events, EVENT_ROWS),
-    Payment: (_payments, EVENT_ROWS),
-    Relation: (_relations, EVENT_ROWS),
-    Label: (_labels, LABEL_ROWS),
-    Item: (_items, ITEM_ROWS),
-}
+    return item
 
 
 def decoders() -> dict[str, Decoder]:

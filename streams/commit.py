@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import structlog
 from numpy.typing import NDArray
 from sqlalchemy import Connection
@@ -88,13 +89,12 @@ class BatchWriter:
     def _write_rows(self, parts: list[Part]) -> list[Written]:
         written, segments, events = [], [], []
         for part in parts:
-            outcome = self._accept(part.intake, part.move.claim)
-            rows = part.intake.columns()
+            outcome, rows = self._accept(part.intake, part.move.claim)
             written.append(outcome)
             segments.append(_segment(part, outcome, rows))
             if part.intake.topic in sequences.KIND_OF_TOPIC:
                 events.append(_events(part, rows))
-            items.append(self._connection, _versions(part))
+            items.append(self._connection, _versions(part, rows))
             dead_letters.append(self._connection, _letters(part))
         sequences.append(self._connection, events, self._vocabulary)
         log.append(self._connection, segments)
@@ -102,52 +102,52 @@ class BatchWriter:
 
     # -- what is accepted --
 
-    def _accept(self, intake: Intake, claim: Claim) -> Written:
-        """Drops suppressed users' records and duplicates from the intake."""
-        suppressed = duplicate = np.zeros(len(intake.records), bool)
-        digests = _NONE
+    def _accept(self, intake: Intake, claim: Claim) -> tuple[Written, pa.Table]:
+        """The rows that count: not those of suppressed users, and no duplicates."""
+        rows, digests = intake.rows(), _NONE
+        suppressed = duplicates = 0
         if intake.decoder.record is not Item:
-            suppressed = self._suppressed_rows(intake)
-            intake.keep(np.flatnonzero(~suppressed))
-            digests = intake.digests()
-            duplicate = self._duplicates(intake, digests, claim)
-            kept = np.flatnonzero(~duplicate)
-            intake.keep(kept)
-            digests = digests[kept]
+            rows = _where(rows, ~self._suppressed_rows(rows))
+            suppressed = intake.read - len(intake.refused) - rows.num_rows
+            digests = log.digests(rows, intake.topic)
+            duplicate = self._duplicates(intake, rows, digests, claim)
+            duplicates = int(duplicate.sum())
+            rows, digests = _where(rows, ~duplicate), digests[~duplicate]
         counts = log.Counts(
             read=intake.read,
-            accepted=len(intake.records),
-            duplicates=int(duplicate.sum()),
+            accepted=rows.num_rows,
+            duplicates=duplicates,
             dead=len(intake.refused),
-            suppressed=int(suppressed.sum()),
+            suppressed=suppressed,
             unknown_fields=intake.unknown_fields,
         )
-        return Written(claim=claim, counts=counts, digests=digests, offsets=np.asarray(intake.offsets, np.int64))
+        return Written(claim=claim, counts=counts, digests=digests, offsets=rows["offset"].to_numpy()), rows
 
-    def _suppressed_rows(self, intake: Intake) -> NDArray[np.bool_]:
+    def _suppressed_rows(self, rows: pa.Table) -> NDArray[np.bool_]:
         erased = self._suppressed
         if not erased.hashes:
-            return np.zeros(len(intake.records), bool)
-        others = (getattr(record, "counterpart_id", None) for record in intake.records)
-        pairs = zip(intake.keys(), others, strict=True)
+            return np.zeros(rows.num_rows, bool)
+        others = rows["other"].to_pylist() if "other" in rows.column_names else [None] * rows.num_rows
+        pairs = zip(rows["user"].to_pylist(), others, strict=True)
         return np.array([user in erased or (other is not None and other in erased) for user, other in pairs], bool)
 
-    def _duplicates(self, intake: Intake, digests: NDArray[np.int64], claim: Claim) -> NDArray[np.bool_]:
+    def _duplicates(
+        self, intake: Intake, rows: pa.Table, digests: NDArray[np.int64], claim: Claim
+    ) -> NDArray[np.bool_]:
         duplicate = np.zeros(len(digests), bool)
-        keys, event_ids = intake.keys(), intake.event_ids()
         suspects = self._filters[claim.stream_id].suspects(digests)
         hits = np.flatnonzero(suspects >= 0).tolist()
         if hits:
-            suspicions = {i: (keys[i], event_ids[i], int(suspects[i])) for i in hits}
+            suspicions = {i: (*_identity(rows, i), int(suspects[i])) for i in hits}
             confirm = self._confirm_labels if intake.decoder.record is Label else self._confirm_events
             duplicate[confirm(suspicions, claim)] = True
-        self._drop_known_origins(intake, claim, duplicate)
+        self._drop_known_origins(intake, rows, claim, duplicate)
         # Repeats inside the batch: of records that passed, since one that was dropped brought nothing in.
         passed = np.flatnonzero(~duplicate)
         first = repeats(digests[passed])
         for n in np.flatnonzero(first != np.arange(len(first))).tolist():
             index, earlier = int(passed[n]), int(passed[first[n]])
-            duplicate[index] = (keys[earlier], event_ids[earlier]) == (keys[index], event_ids[index])
+            duplicate[index] = _identity(rows, earlier) == _identity(rows, index)
         return duplicate
 
     def _confirm_events(self, suspicions: dict[int, tuple[str, str, int]], claim: Claim) -> list[int]:
@@ -169,11 +169,11 @@ class BatchWriter:
         }
         return [i for i, (key, event_id, at) in suspicions.items() if known.get(at) == (key, event_id)]
 
-    def _drop_known_origins(self, intake: Intake, claim: Claim, duplicate: NDArray[np.bool_]) -> None:
+    def _drop_known_origins(self, intake: Intake, rows: pa.Table, claim: Claim, duplicate: NDArray[np.bool_]) -> None:
         """A replayed dead letter counts once, however often and wherever it is replayed."""
         if not intake.origins:
             return
-        for index, offset in enumerate(intake.offsets):
+        for index, offset in enumerate(rows["offset"].to_pylist()):
             origin = intake.origins.get(offset)
             if origin is None or duplicate[index]:
                 continue
@@ -197,18 +197,27 @@ class BatchWriter:
                 raise log.BrokenChain(f"stream {claim.stream_id}: no log segment covers offset {at}")
             for segment in segments:
                 if segment.rows is not None:
-                    made.extend(*log.digests(segment.rows, claim.stream.topic))
+                    made.extend(log.digests(segment.rows, claim.stream.topic), segment.rows["offset"].to_numpy())
                 at = segment.next
         self._filters[claim.stream_id] = made
 
 
-def _segment(part: Part, outcome: Written, rows: object) -> log.NewSegment:
+def _where(rows: pa.Table, chosen: NDArray[np.bool_]) -> pa.Table:
+    return rows if chosen.all() else rows.filter(pa.array(chosen)).combine_chunks()
+
+
+def _identity(rows: pa.Table, index: int) -> tuple[str, str]:
+    """Key and event id of a row."""
+    return rows["user"][index].as_py(), rows["event_id"][index].as_py()
+
+
+def _segment(part: Part, outcome: Written, rows: pa.Table) -> log.NewSegment:
     return log.NewSegment(
         claim=part.move.claim, first=part.move.first, next=part.move.next, counts=outcome.counts, rows=rows
     )
 
 
-def _events(part: Part, rows: object) -> sequences.NewEvents:
+def _events(part: Part, rows: pa.Table) -> sequences.NewEvents:
     return sequences.NewEvents(
         claim=part.move.claim,
         first_offset=part.move.first,
@@ -231,20 +240,20 @@ def _letters(part: Part) -> list[dead_letters.NewLetter]:
     ]
 
 
-def _versions(part: Part) -> list[items.NewVersion]:
-    intake = part.intake
-    if intake.decoder.record is not Item:
+def _versions(part: Part, rows: pa.Table) -> list[items.NewVersion]:
+    if part.intake.decoder.record is not Item:
         return []
-    rows = zip(intake.offsets, intake.record_ms, intake.records, intake.item_ids, strict=True)
     return [
         items.NewVersion(
             claim=part.move.claim,
             offset=offset,
-            item_id=item_id,
-            record_at=log.time_of(record_ms * 1000),
-            payload=_payload(record) if isinstance(record, Item) else None,
+            item_id=version.item_id,
+            record_at=record_at,
+            payload=None if version.item is None else _payload(version.item),
         )
-        for offset, record_ms, record, item_id in rows
+        for offset, record_at, version in zip(
+            rows["offset"].to_pylist(), rows["record_at"].to_pylist(), part.intake.versions, strict=True
+        )
     ]
 
 

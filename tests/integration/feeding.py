@@ -29,7 +29,8 @@ from runtime.settings import IngestSettings
 from runtime.telemetry import Health
 from storage.engine import open_engine
 from storage.log import decode_rows
-from streams.ingest import Ingest, Totals
+from streams.ingest import Ingest
+from streams.tally import Totals
 
 REPOSITORY = Path(__file__).parents[2]
 START = datetime(2026, 1, 1, tzinfo=UTC)

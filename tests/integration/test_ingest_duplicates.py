@@ -10,7 +10,6 @@ from contracts import topics
 from contracts.codec import encode
 from storage import log, suppression
 from storage.offsets import Fenced
-from streams import accept
 from tests.integration.feeding import event, identity, item, label, payment, query, relation, taken
 from tests.integration.owning import MakeOwner, message
 
@@ -73,8 +72,7 @@ def test_a_batch_that_is_rolled_back_is_not_remembered(database: str, owner: Mak
 def test_events_that_share_a_digest_are_all_accepted(
     database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (accept, log):
-        monkeypatch.setattr(module, "event_key", lambda *_: 7)
+    monkeypatch.setattr(log, "digest", lambda _: 7)
     one = owner((topics.USER, 0), (topics.LABELS, 0))
     for n in range(4):
         one.write_events(event(f"e{2 * n}"), event(f"e{2 * n + 1}", "bob"))

@@ -15,7 +15,8 @@ from contracts.topics import Topic
 from runtime import kafka
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Refused, Stop
-from streams.ingest import Ingest, Totals
+from streams.ingest import Ingest
+from streams.tally import Totals
 from tests.integration.feeding import (
     Sender,
     event,

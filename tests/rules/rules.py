@@ -104,7 +104,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=1,
         says="an owner outside the group is refused with exit code 3",
         tests=(f"{_PROCESSES}test_of_two_owners_outside_one_group_the_former_stops_and_says_what_to_do",),
-        file="streams/ingest.py",
+        file="streams/membership.py",
         off=(("        if taken:\n            metrics", "        if False:\n            metrics"),),
     ),
     Rule(
@@ -124,14 +124,14 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=2,
         says="positions come from the claim, not from Kafka",
         tests=(f"{_POSITIONS}test_what_the_group_committed_in_kafka_does_not_matter",),
-        file="streams/ingest.py",
+        file="streams/membership.py",
         off=(("TopicPartition(*place, claim.next_offset) for place", "TopicPartition(*place) for place"),),
     ),
     Rule(
         number=2,
         says="on_assign lets nothing escape and keeps the error for the loop",
         tests=(f"{_POSITIONS}test_without_postgres_nothing_is_assigned_and_it_comes_back_by_itself",),
-        file="streams/ingest.py",
+        file="streams/membership.py",
         off=(
             (
                 "            self._failure = error\n            self._claims.clear()\n            consumer.assign([])",
@@ -206,7 +206,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=3,
         says="topics are watched under way: growth is refused",
         tests=(f"{_KAFKA}test_a_growing_topic_is_refused_under_way",),
-        file="streams/ingest.py",
+        file="streams/membership.py",
         off=(("                self._check_topics()\n", ""),),
         kafka=True,
     ),
@@ -226,11 +226,11 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=4,
         says="a batch ends at position(), past markers and aborted records",
         tests=(f"{_KAFKA}test_aborted_records_are_never_read_and_their_offsets_are_covered",),
-        file="streams/ingest.py",
+        file="streams/membership.py",
         off=(
             (
                 "next_offset = max(partition.offset, claim.next_offset)",
-                "next_offset = self._intakes[place].next if place in self._intakes else claim.next_offset",
+                "next_offset = taken.next if (taken := self._collector.intakes.get(place)) else claim.next_offset",
             ),
         ),
         kafka=True,
@@ -297,7 +297,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         file="streams/commit.py",
         off=(
             (
-                "duplicate[index] = (keys[earlier], event_ids[earlier]) == (keys[index], event_ids[index])",
+                "duplicate[index] = _identity(rows, earlier) == _identity(rows, index)",
                 "duplicate[index] = False",
             ),
         ),
@@ -307,7 +307,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         says="a replayed dead letter is known by its origin, without a window",
         tests=(f"{_DUPLICATES}test_a_dead_letter_comes_in_once_however_it_is_mended",),
         file="streams/commit.py",
-        off=(("        self._drop_known_origins(intake, claim, duplicate)\n", ""),),
+        off=(("        self._drop_known_origins(intake, rows, claim, duplicate)\n", ""),),
     ),
     Rule(
         number=6,

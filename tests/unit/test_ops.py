@@ -227,8 +227,7 @@ def _read(topic: str, body: bytes) -> None:
         return
     key = next(json.loads(body)[name] for name in ("actor_id", "user_id", "item_id") if name in json.loads(body))
     read = Decoder(topics.INPUTS[topic])
-    read.decode(body, key.encode())
-    assert read.with_unknown_fields == 0
+    assert read.with_unknown_fields([read.decode(body, key.encode())]) == 0
 
 
 def _anchor(heading: str) -> str:
