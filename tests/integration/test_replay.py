@@ -10,14 +10,12 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from contracts import topics as topic_list
-from contracts.codec import Decoder
-from contracts.records import Label, Payment, Relation, UserEvent
 from driftline.recorded import Columns, Recording, Source
-from driftline.replay import NAMES, known_source, replay
+from driftline.replay import replay
 from driftline.simulate import Scenario, Simulation
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Stop, Usage
+from runtime.lifecycle import Stop
 from runtime.produce import Outgoing, produce
 
 ROWS = 3_000
@@ -67,43 +65,6 @@ def test_a_simulation_arrives_whole(topics: KafkaConfig) -> None:
     assert sum(sent.values()) == expected
     for topic, count in sent.items():
         assert sum(map(len, _read(topics, topic, count).values())) == count
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_first_rows_of_a_real_data_set_are_valid_events(name: str, shared_data: Path) -> None:
-    recording = Recording(known_source(name, shared_data), limit=5_000)
-    kinds = {"collegemsg": Relation, "fdh": Payment}
-    decoders = {topic: Decoder(kind) for topic, kind in topic_list.INPUTS.items()}
-    last_ms = labels = 0
-    for topic, key, value, at_ms in recording.records():
-        record = decoders[topic].decode(value, key)
-        assert isinstance(record, Label if topic == topic_list.LABELS else kinds.get(name, UserEvent))
-        assert at_ms >= last_ms
-        last_ms, labels = at_ms, labels + isinstance(record, Label)
-    assert recording.rows == 5_000
-    assert recording.malformed == 0
-    assert labels == (5_000 if name == "fdh" else 0)
-
-
-def test_badges_carry_their_names(shared_data: Path) -> None:
-    types = known_source("stackoverflow", shared_data).type_names
-    assert len(types) == 22
-    assert "Caucus" in types.values()
-
-
-def test_an_amount_of_fdh_is_the_decimal_it_was_written_as(shared_data: Path) -> None:
-    first = next(iter(Recording(known_source("fdh", shared_data), limit=1).records()))
-    payment = Decoder(Payment).decode(first.value, first.key)
-    assert isinstance(payment, Payment)
-    assert (payment.amount, payment.event_id, payment.payee_id) == (57_160_000, "fdh:0", "fdh:3156")
-
-
-def test_an_unknown_data_set_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Usage, match="known: stackoverflow"):
-        known_source("netflix", tmp_path)
-    for name in NAMES:
-        with pytest.raises(Usage, match=f"no file of {name}"):
-            known_source(name, tmp_path)
 
 
 def _read(config: KafkaConfig, topic: str, count: int) -> dict[int, list[Outgoing]]:

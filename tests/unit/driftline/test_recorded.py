@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ import pytest
 from contracts import topics
 from contracts.codec import Decoder, Malformed, Reason
 from contracts.records import Label, Payment
-from driftline import recorded
-from driftline.recorded import Columns, LateLabel, Recording, Source
+from driftline.recorded import Columns, LateLabel, Recording, Reshape, Source, tables
 from runtime.lifecycle import Usage
 from runtime.produce import Outgoing
 
@@ -34,7 +34,7 @@ def test_rows_come_by_time_then_row(tmp_path: Path) -> None:
 def test_a_sorted_file_is_streamed_to_the_same_records(
     shuffled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorded, "BATCH_ROWS", 7)
+    monkeypatch.setattr(tables, "BATCH_ROWS", 7)
     times = [n // 2 for n in range(40)]
     if shuffled:
         times = times[::-1]
@@ -183,6 +183,40 @@ def test_a_time_beyond_the_calendar_is_no_time(tmp_path: Path) -> None:
 def test_an_empty_file_has_no_records(tmp_path: Path) -> None:
     data = {"user": pa.array([], pa.int64()), "ts": pa.array([], pa.int64()), "kind": pa.array([], pa.string())}
     assert list(Recording(_parquet(tmp_path, data, CLICKS)).records()) == []
+
+
+def test_columns_that_are_made_out_of_others_are_read_like_any(tmp_path: Path) -> None:
+    data = {"city": ["A", "B"], "user": [1, 1], "ts": [2, 1]}
+    columns = Columns(user="citizen", time="ts")
+    source = _parquet(tmp_path, data, columns, reshape=Reshape(reads=("city", "user", "ts"), make=_citizens))
+    assert [record.key for record in Recording(source).records()] == [b"t:B:1", b"t:A:1"]
+
+
+def _citizens(read: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    for table in read:
+        names = [f"{row['city']}:{row['user']}" for row in table.to_pylist()]
+        yield pa.table({"citizen": names, "ts": table["ts"]})
+
+
+def test_what_stands_beside_the_rows_comes_before_rows_of_its_time(tmp_path: Path) -> None:
+    asked: list[tuple[datetime, datetime]] = []
+
+    def beside(first_at: datetime, last_at: datetime) -> Iterator[Outgoing]:
+        asked.append((first_at, last_at))
+        yield from (Outgoing(topics.ITEMS, b"i", None, at_ms) for at_ms in (10_000, 20_000, 35_000))
+
+    data = {"user": [1, 2, 3], "ts": [10, 20, 30], "kind": list("abc")}
+    source = _parquet(tmp_path, data, CLICKS, beside=beside)
+    item, event = topics.ITEMS, topics.USER
+    assert [record.topic for record in Recording(source).records()] == [item, event, item, event, event, item]
+    assert [record.topic for record in Recording(source, limit=2).records()] == [item, event, item, event]
+    assert asked[0] == (datetime(1970, 1, 1, 0, 0, 10, tzinfo=UTC), datetime(1970, 1, 1, 0, 0, 30, tzinfo=UTC))
+
+
+def test_records_may_state_another_source_than_their_ids(tmp_path: Path) -> None:
+    data = {"user": [1], "ts": [1], "kind": ["a"]}
+    (record,) = Recording(_parquet(tmp_path, data, CLICKS, stated="t/guessed")).records()
+    assert (_decoded(record).source, _decoded(record).event_id) == ("t/guessed", "t:0")
 
 
 def _parquet(folder: Path, data: dict[str, Any], columns: Columns, **more: Any) -> Source:
