@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from confluent_kafka import KafkaError, Message
 
 from contracts import topics
@@ -15,6 +17,9 @@ from storage import log
 from storage.journal import Seat, Step
 from storage.registry import snapshot_id
 from streams.merge import LogRow
+
+WAIT_S = 1.0
+"""`flush` waits so long in silence."""
 
 
 class Undelivered(Transient):
@@ -70,12 +75,14 @@ class ProgressLedger:
         if self._given_up is not None:
             raise Undelivered(f"learning.progress: {self._given_up.str()}", where="Kafka")
 
-    def flush(self, stop: Stop) -> None:
+    def flush(self, stop: Stop, *, waiting: Callable[[int], None] = lambda records: None) -> None:
         """Returns once everything is acknowledged.
 
+        :param waiting: told every `WAIT_S` seconds how many records are not.
         :raises Undelivered: the producer gave a record up, or the process is asked to stop meanwhile.
         """
-        while self._producer.flush(1.0):
+        while left := self._producer.flush(WAIT_S):
+            waiting(left)
             self.poll()
             if stop.is_set():
                 raise Undelivered("asked to stop while progress was not acknowledged", where="Kafka")

@@ -198,7 +198,6 @@ class Lesson:
         self._repeat()
         if self._next < self._seat.next_step:
             return  # asked to stop on the way: the next start repeats what is left
-        self._health.set_ready("train", True)
         ends = Ends(self._kafka) if once else None
         while not self._stop.is_set():
             if rows := self._gather(ends):
@@ -215,6 +214,7 @@ class Lesson:
             todo = journalled(self._connection, seat.learner, seat.branch, self._next, seat.next_step)
         if todo:
             _log.info("train.repeating", steps=len(todo), first=todo[0].number)
+        self._tell_readiness()
         for step in todo:
             if self._stop.is_set():
                 return
@@ -225,6 +225,7 @@ class Lesson:
             metrics.repeated_steps.inc(1, seat.learner)
             self._totals.repeated_steps += 1
             self._finish(step, rows, report, started)
+            self._tell_readiness()
 
     def _gather(self, ends: Ends | None) -> list[LogRow]:
         """The rows of the next step, in merge order; as many as there are when time is up."""
@@ -319,7 +320,7 @@ class Lesson:
             done = self._publish()
         if done is None:
             return  # asked to stop; the journal repeats these steps
-        self._health.set_ready("train", True)
+        self._tell_readiness()
         self._parent, self._unsaved_steps, self._snapshot_at = done.id, 0, time.monotonic()
         self._ledger.start_over()
         self._totals.snapshots += 1
@@ -342,12 +343,24 @@ class Lesson:
                     folder=self._folder,
                     losses=self._ledger.means(),
                     actions=self._actions,
-                    delivered=lambda: self._ledger.flush(self._stop),
+                    delivered=lambda: self._ledger.flush(self._stop, waiting=self._tell_unacknowledged),
                 )
         except snapshots.Unwritable as error:
             self._health.set_ready("train", False, str(error))
             _log.error("train.snapshot_unwritable", error=str(error))
             return None
+
+    # -- what it says of itself --
+
+    def _tell_readiness(self) -> None:
+        """Ready means: what an earlier process journalled is repeated, and new rows are learnt."""
+        left = max(self._seat.next_step - self._next, 0)
+        self._health.set_ready("train", not left, f"repeating {left} journalled steps" if left else "")
+
+    def _tell_unacknowledged(self, records: int) -> None:
+        self._health.set_ready(
+            "train", False, f"waiting for Kafka to acknowledge {records} progress records; then a snapshot goes live"
+        )
 
 
 class Ends:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from learners.floors import MarkovFloor
 from runtime.context import context_of
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit, Refused, Stop
+from runtime.telemetry import Health
 from storage.journal import Seat, Step
 from storage.sequences import SequenceEvent
 from streams.merge import LogRow
@@ -215,6 +217,69 @@ def test_progress_that_no_broker_takes_is_given_up_aloud() -> None:
     ledger.tell(seat, step, [LogRow(0, topics.USER, 0, 0, 1, "ann", event)], report)
     with pytest.raises(Undelivered, match=r"learning\.progress"):
         ledger.flush(Stop())
+
+
+def test_train_is_unready_while_kafka_owes_the_acknowledgement_a_snapshot_waits_for(school: School) -> None:
+    school.write(16)
+    stop = Stop()
+    process = school.process(stop=stop, snapshot_every_s=0, merge_wait_s=0.0, step_linger_s=0.0)
+    running = threading.Thread(target=process.run)
+    try:
+        with _frozen_broker(school.config.bootstrap):
+            running.start()
+            eventually(lambda: "waiting for Kafka to acknowledge" in str(school.health.report()))
+            assert not school.health.is_ready()
+            assert school.live() == []
+        eventually(school.health.is_ready, why="Kafka is back and it stays unready")
+        eventually(lambda: len(school.live()) >= 2)
+    finally:
+        stop.set()
+        running.join(20)
+
+
+def test_train_is_unready_until_it_has_repeated_what_was_journalled_snapshots_included(school: School) -> None:
+    school.write(24)
+    school.train(snapshot_every_s=0)
+    for snapshot in school.live():
+        (school.folder / f"{snapshot}.safetensors").unlink()
+    school.health = health = NotedHealth("train")
+    assert school.train(snapshot_every_s=0).repeated_steps == 3
+    said = [why for _, why in health.noted]
+    assert said[0] == "repeating 3 journalled steps"
+    assert [ready for ready, _ in health.noted] == [not why for why in said]
+    assert said.index("") == len(said) - said[::-1].index("repeating 1 journalled steps")
+    assert health.is_ready()
+
+
+class NotedHealth(Health):
+    """Keeps what was said."""
+
+    def __init__(self, *parts: str) -> None:
+        super().__init__(*parts)
+        self.noted: list[tuple[bool, str]] = []
+
+    def set_ready(self, part: str, ready: bool, why: str = "") -> None:
+        self.noted.append((ready, why))
+        super().set_ready(part, ready, why)
+
+
+@contextmanager
+def _frozen_broker(address: str) -> Iterator[None]:
+    """The embedded broker at an address takes connections and answers nobody, as one that hangs."""
+    commands = ((int(file.parent.name), file) for file in Path("/proc").glob("[0-9]*/cmdline"))
+    [pid] = [pid for pid, file in commands if f"\0tcp://{address}\0".encode() in _content(file)]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""  # that process ended meanwhile
 
 
 def test_another_configuration_is_refused(school: School) -> None:
