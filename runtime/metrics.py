@@ -268,6 +268,14 @@ def swaps(learner: str) -> None:
     """Times a newer snapshot took over."""
 
 
+@_counter("driftline_score_snapshots_refused_total")
+def snapshots_refused(
+    learner: str, reason: Literal["missing", "unreadable", "schema", "hash", "foreign", "unfit"]
+) -> None:
+    """Live snapshots that `score` does not answer from: the file is missing or unreadable, of another schema version,
+    of other bytes than registered, of another learner or version, or its weights give no numbers."""
+
+
 @_gauge("driftline_score_staleness_seconds")
 def staleness() -> None:
     """Now minus the arrival of the newest log segment the last answer has seen."""

@@ -18,7 +18,7 @@ from runtime.context import context_of
 from storage import snapshots
 from storage.registry import Snapshot
 from storage.sequences import USER, SequenceEvent
-from storage.snapshots import BadSnapshot
+from storage.snapshots import BadSnapshot, Fault
 
 _PREFIX = f"{LEARNER}/"
 _HOUR_US = 3_600_000_000
@@ -54,10 +54,10 @@ def load(folder: Path, snapshot: Snapshot, *, device: str) -> Model:
     """
     file = snapshots.path_of(folder, snapshot.id)
     if snapshot.sha256 is None:
-        raise BadSnapshot(f"{file} is registered without a sha256")
+        raise BadSnapshot(f"{file} is registered without a sha256", "hash")
     tensors, manifest = snapshots.read(folder, snapshot.id, sha256=snapshot.sha256)
     if manifest.get("learner") != snapshot.learner:
-        raise BadSnapshot(f"{file} is of learner {manifest.get('learner')!r}, not {snapshot.learner!r}")
+        raise BadSnapshot(f"{file} is of learner {manifest.get('learner')!r}, not {snapshot.learner!r}", "foreign")
     try:
         learner = _built(snapshot.learner, tensors, manifest)
         on = device_for(learner, device)
@@ -65,7 +65,8 @@ def load(folder: Path, snapshot: Snapshot, *, device: str) -> Model:
             learner.to(on)
         _warm_up(learner)
     except (ForeignState, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise BadSnapshot(f"{file} cannot serve: {type(error).__name__}: {error}") from error
+        fault: Fault = "foreign" if isinstance(error, ForeignState) else "unfit"
+        raise BadSnapshot(f"{file} cannot serve: {type(error).__name__}: {error}", fault) from error
     info = ModelInfo(
         learner=learner.name,
         learner_version=learner.version,

@@ -134,7 +134,7 @@ class Shelf:
         try:
             model = load(self._folder, snapshot, device=self._device)
         except BadSnapshot as error:
-            self._refuse(snapshot, str(error))
+            self._refuse(snapshot, error)
             return False
         before, self.current = self.current, model
         metrics.snapshot_step.set(snapshot.step, self._learner)
@@ -148,13 +148,15 @@ class Shelf:
         )
         return True
 
-    def _refuse(self, snapshot: Snapshot, why: str) -> None:
-        known = self._refused.get(snapshot.id)
+    def _refuse(self, snapshot: Snapshot, error: BadSnapshot) -> None:
+        """Says and counts it once, not at each look."""
+        known, why = self._refused.get(snapshot.id), str(error)
         pause_s = _RETRY_FIRST_S if known is None else min(2 * known.pause_s, _RETRY_LONGEST_S)
         self._refused[snapshot.id] = _Refused(why, pause_s, self._clock() + pause_s)
         if known is None or known.why != why:
+            metrics.snapshots_refused.inc(1, self._learner, error.fault)
             serving = self.current and self.current.snapshot.id
-            _log.error("score.snapshot_refused", snapshot=snapshot.id, why=why, serving=serving)
+            _log.error("score.snapshot_refused", snapshot=snapshot.id, why=why, fault=error.fault, serving=serving)
 
     def _why_none(self, found: list[Snapshot]) -> str:
         if not found:

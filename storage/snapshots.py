@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,17 @@ SCHEMA_VERSION = 1
 """Of file and manifest; a file of another version is refused."""
 
 
+Fault = Literal["missing", "unreadable", "schema", "hash", "foreign", "unfit"]
+"""What is wrong with a file: not there; cut or no snapshot at all; of another schema version; of other bytes than
+were registered; of another learner or version; its weights cannot be used."""
+
+
 class BadSnapshot(ValueError):
     """A snapshot file is missing, cut, changed or of another kind; the message names the file."""
+
+    def __init__(self, what: str, fault: Fault) -> None:
+        super().__init__(what)
+        self.fault = fault
 
 
 class Unwritable(OSError):
@@ -82,14 +91,14 @@ def read(folder: Path, snapshot_id: str, *, sha256: str) -> tuple[dict[str, NDAr
         manifest = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         tensors = parse(file.read_bytes())
     except FileNotFoundError as error:
-        raise BadSnapshot(f"{error.filename} is missing") from error
+        raise BadSnapshot(f"{error.filename} is missing", "missing") from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise BadSnapshot(f"{file} cannot be read: {error}") from error
+        raise BadSnapshot(f"{file} cannot be read: {error}", "unreadable") from error
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
-        raise BadSnapshot(f"{file} is of another schema version than {SCHEMA_VERSION}")
+        raise BadSnapshot(f"{file} is of another schema version than {SCHEMA_VERSION}", "schema")
     found = digest(tensors)
     if found != sha256 or manifest.get("sha256") != sha256:
-        raise BadSnapshot(f"{file} holds other bytes than were written: sha256 {found}, registered {sha256}")
+        raise BadSnapshot(f"{file} holds other bytes than were written: sha256 {found}, registered {sha256}", "hash")
     return dict(sorted(tensors.items())), manifest
 
 

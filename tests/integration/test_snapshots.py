@@ -99,15 +99,24 @@ def _with_half_a_manifest(file: Path) -> None:
     described.write_text(described.read_text()[:-5])
 
 
-SPOILT = [_missing, _cut, _changed, _empty, _of_another_schema, _without_manifest, _with_half_a_manifest]
+SPOILT = [
+    (_missing, "missing"),
+    (_cut, "unreadable"),
+    (_changed, "hash"),
+    (_empty, "unreadable"),
+    (_of_another_schema, "schema"),
+    (_without_manifest, "missing"),
+    (_with_half_a_manifest, "unreadable"),
+]
 
 
-@pytest.mark.parametrize("spoil", SPOILT)
-def test_a_spoilt_file_is_refused_by_its_name(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(("spoil", "fault"), SPOILT)
+def test_a_spoilt_file_is_refused_by_its_name(tmp_path: Path, spoil: Callable[[Path], None], fault: str) -> None:
     snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
     spoil(snapshots.path_of(tmp_path, "one"))
-    with pytest.raises(BadSnapshot, match=str(tmp_path / "one")):
+    with pytest.raises(BadSnapshot, match=str(tmp_path / "one")) as refused:
         snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+    assert refused.value.fault == fault
 
 
 def test_another_snapshot_under_this_name_is_refused(tmp_path: Path) -> None:
