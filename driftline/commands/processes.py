@@ -6,21 +6,51 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from driftline.commands import AsJson, example, session
 from driftline.session import Session
 from driftline.shown import as_json, say
 from runtime import failpoints
 from runtime.lifecycle import Stop
+from runtime.settings import Port as PortSetting
 from runtime.telemetry import AdminServer, Health, configure_logging
 
 Once = Annotated[bool, typer.Option("--once", help="Stop at the ends the topics had at the start.")]
+
+
+@dataclass(frozen=True)
+class AdminPort:
+    """A port as it was given; `number` None = no server."""
+
+    number: int | None
+
+    @classmethod
+    def of(cls, text: str) -> AdminPort:
+        """Reads it as the settings do.
+
+        :raises typer.BadParameter: it is neither a port nor "none".
+        """
+        try:
+            return cls(TypeAdapter(PortSetting).validate_python(text))
+        except ValidationError:
+            raise typer.BadParameter(f'{text!r} is neither a TCP port (0 to 65535) nor "none"') from None
+
+
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="TCP port instead of the setting's; 0 = any.")]
+OptionalPort = Annotated[
+    AdminPort | None,
+    typer.Option(
+        parser=AdminPort.of,
+        metavar="PORT|none",
+        help="TCP port of /metrics and /readyz instead of the setting's; 0 = any, none = no server.",
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,7 +60,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("score", epilog=example("driftline score", "driftline score --learner prompttpp --port 8080"))(score)
 
 
-def ingest(context: typer.Context, once: Once = False, port: Port = None, json: AsJson = False) -> None:
+def ingest(context: typer.Context, once: Once = False, port: OptionalPort = None, json: AsJson = False) -> None:
     """Take in what the topics hold, exactly once.
 
     Each accepted record goes into the log and its users' sequences, each invalid one into the dead letters.
@@ -40,7 +70,7 @@ def ingest(context: typer.Context, once: Once = False, port: Port = None, json: 
 
     call = session(context)
     settings = call.settings.ingest
-    with _process(call, "ingest", settings.port if port is None else port) as (health, stop):
+    with _process(call, "ingest", settings.port if port is None else port.number) as (health, stop):
         process = Ingest(
             postgres_url=call.postgres_url, kafka_config=call.kafka, settings=settings, health=health, stop=stop
         )
@@ -58,7 +88,7 @@ def train(
     context: typer.Context,
     learner: Annotated[str | None, typer.Option(metavar="NAME", help="Which learner; default: the setting's.")] = None,
     once: Once = False,
-    port: Port = None,
+    port: OptionalPort = None,
     json: AsJson = False,
 ) -> None:
     """Keep one learner learning from the event log.
@@ -71,7 +101,7 @@ def train(
     settings = call.settings.train
     if learner is not None:
         settings = settings.model_copy(update={"learner": learner})
-    with _process(call, "train", settings.port if port is None else port) as (health, stop):
+    with _process(call, "train", settings.port if port is None else port.number) as (health, stop):
         process = Train(
             postgres_url=call.postgres_url,
             kafka_config=call.kafka,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from driftline.cli import run
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
 from storage import migrate
-from tests.integration.feeding import Sender, event, ingest_once, query, relation
+from tests.integration.feeding import REPOSITORY, Sender, event, ingest_once, query, relation
 
 AsJson = Callable[..., Any]
 
@@ -122,3 +126,24 @@ def test_without_snapshots_there_is_nothing_bad(as_json: AsJson) -> None:
     assert as_json("snapshots", "verify")["snapshots"] == []
     assert as_json("snapshots", "list") == []
     assert run(["snapshots", "show", "none"]) == Exit.USAGE
+
+
+def test_with_port_none_ingest_and_train_need_no_port_whatever_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for verb in ("INGEST", "TRAIN"):
+            monkeypatch.setenv(f"DRIFTLINE_{verb}__PORT", str(taken.getsockname()[1]))
+        for call in (["ingest", "--once"], ["train", "--once", "--learner", "markov"]):
+            refused = _process(*call)
+            assert refused.returncode == Exit.USAGE
+            assert "cannot listen" in refused.stderr
+            found = _process(*call, "--port", "none")
+            assert found.returncode == Exit.DONE, found.stderr
+
+
+def _process(*words: str) -> subprocess.CompletedProcess[str]:
+    """A call in a process of its own: long-running verbs set up logging for good."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "driftline", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

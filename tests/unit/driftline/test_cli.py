@@ -75,6 +75,15 @@ def test_an_unknown_option_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -
     assert "--nonsense" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["ingest", "train"])
+@pytest.mark.parametrize("port", ["70000", "-1", "nobody"])
+def test_an_unfit_port_is_a_wrong_call_that_names_what_fits(
+    verb: str, port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([verb, "--port", port]) == Exit.USAGE
+    assert f"'{port}' is neither a TCP port (0 to 65535) nor \"none\"" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_unknown_setting_is_a_wrong_call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
