@@ -28,6 +28,7 @@ from storage.engine import Unavailable
 PROBE_S = 1.0
 """Without requests Postgres is asked so often whether it is there."""
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S = 0.1, 5.0
+_AGAIN = "ask again: the connection is tried again by itself"
 _log = structlog.get_logger(__name__)
 
 
@@ -54,6 +55,7 @@ class Engine:
         self._threads = threads
         self._clock = clock
         self._failures = 0
+        self._away = NotReady(self.trouble, where="Postgres", todo=_AGAIN)
         self._again_at = float("-inf")
         self._in_hand: list[Waiting] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -80,7 +82,7 @@ class Engine:
         rest = list(self._in_hand)
         while batch := self._intake.take(0.0):
             rest += batch
-        _tell_all(rest, Stopping("the process stopped before it could answer", todo="ask another one"))
+        _tell_all(rest, Stopping("the process stopped before it could answer", where="score", todo="ask another one"))
 
     # -- the thread --
 
@@ -97,18 +99,18 @@ class Engine:
             except Exception as error:  # the thread must go on, and nobody may wait for ever
                 _log.exception("score.failed", requests=len(self._in_hand))
                 self.trouble = f"{type(error).__name__}: {error}"
-                _tell_all(self._in_hand, Failed("something broke; the log says what"))
+                _tell_all(self._in_hand, _broken())
             self._in_hand = []
 
     def _handle(self, batch: list[Waiting]) -> None:
         """Answers a batch; an empty one only asks whether Postgres is there."""
         if self._failures and self._clock() < self._again_at:
-            _tell_all(batch, NotReady(self.trouble))
+            _tell_all(batch, self._away)
             return
         model = self._shelf.current
         if model is None or not batch:
             if self._guarded(lambda: self._read([]), batch):
-                _tell_all(batch, NotReady("no snapshot is loaded yet"))
+                _tell_all(batch, self._shelf.absence)
             return
         metrics.score_batch_rows.observe(len(batch))
         self._guarded(lambda: self._answer(model, batch), batch)
@@ -125,8 +127,9 @@ class Engine:
             self._failures += 1
             pause_s = min(_PAUSE_FIRST_S * 2 ** min(self._failures, 10), _PAUSE_LONGEST_S)
             self._again_at = self._clock() + pause_s * random.uniform(0.5, 1.0)
-            self.trouble = f"user state cannot be read: {error}"
-            _tell_all(batch, NotReady(self.trouble))
+            self._away = _unreadable(error)
+            self.trouble = self._away.what
+            _tell_all(batch, self._away)
             return False
         return True
 
@@ -160,10 +163,10 @@ class Engine:
         try:
             self._answer(model, [waiting])
         except (Unavailable, NotReady) as error:
-            waiting.done(NotReady(f"user state cannot be read: {error}"))
+            waiting.done(_unreadable(error))
         except Exception:
             _log.exception("score.failed", requests=1)
-            waiting.done(Failed("something broke; the log says what"))
+            waiting.done(_broken())
 
     def _replies(self, model: Model, requests: Sequence[ScoreRequest]) -> list[ScoreAnswer | Refusal]:
         questions = [question_of(request) for request in requests]
@@ -191,6 +194,16 @@ def _reply(
     except Failed as failed:
         _log.error("score.not_a_number", snapshot=model.snapshot.id, user_id=request.user_id)
         return failed
+
+
+def _unreadable(error: Exception) -> NotReady:
+    if isinstance(error, NotReady):
+        return error
+    return NotReady(f"user state cannot be read: {error}", where="Postgres", todo=_AGAIN)
+
+
+def _broken() -> Failed:
+    return Failed("something broke", where="score", todo="ask again once; if it fails again, its log says what broke")
 
 
 def _tell_all(batch: Sequence[Waiting], refusal: Refusal) -> None:

@@ -52,9 +52,11 @@ class Intake:
         """
         with self._changed:
             if self._closed:
-                raise Stopping("the process is stopping", todo="ask another one")
+                raise Stopping("the process is stopping", where="score", todo="ask another one")
             if len(self._waiting) >= self._max_queue:
-                raise Overloaded(f"{self._max_queue} requests are waiting", todo="send fewer at a time, or later")
+                raise Overloaded(
+                    f"{self._max_queue} requests are waiting", where="score", todo="send fewer at a time, or later"
+                )
             self._waiting.append(waiting)
             if len(self._waiting) in (1, self._batch_size):
                 self._changed.notify()

@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 
 from runtime import metrics
 from scoring.models import Model, load
+from scoring.refusals import NotReady
 from storage import registry
 from storage.engine import Unavailable, mapped_errors
 from storage.registry import Snapshot
@@ -63,6 +64,8 @@ class Shelf:
         self._poll_s = poll_s
         self._changed = changed
         self._clock = clock
+        self.absence = self._absent("the registry was not looked at yet")
+        """What a request is told while no model answers."""
         self._refused: dict[str, _Refused] = {}
         self._trouble = ""
         self._newest_live: str | None = None
@@ -104,7 +107,7 @@ class Shelf:
             if self._may_try(snapshot) and self._try(snapshot):
                 break
         self._refused = {s.id: self._refused[s.id] for s in found if s.id in self._refused}
-        self._changed(self.current, "" if self.current else self._why_none(found))
+        self._report(found)
 
     def _run(self) -> None:
         while not self._closing:
@@ -124,7 +127,8 @@ class Shelf:
             self._trouble = what
             _log.warning("score.look", trouble=what, error=f"{type(error).__name__}: {error}")
         if self.current is None:
-            self._changed(None, f"{what}: {error}")
+            self.absence = self._absent(f"{what}: {error}")
+            self._changed(None, self.absence.what)
 
     def _may_try(self, snapshot: Snapshot) -> bool:
         refused = self._refused.get(snapshot.id)
@@ -158,7 +162,18 @@ class Shelf:
             serving = self.current and self.current.snapshot.id
             _log.error("score.snapshot_refused", snapshot=snapshot.id, why=why, fault=error.fault, serving=serving)
 
-    def _why_none(self, found: list[Snapshot]) -> str:
+    def _report(self, found: list[Snapshot]) -> None:
+        """Says which model answers, or why none does."""
+        if self.current is None:
+            self.absence = self._absent_among(found)
+        self._changed(self.current, "" if self.current else self.absence.what)
+
+    def _absent_among(self, found: list[Snapshot]) -> NotReady:
         if not found:
-            return f"learner {self._learner!r} has no live snapshot yet"
-        return "; ".join(self._refused[s.id].why for s in found if s.id in self._refused)
+            why = f"learner {self._learner!r} has no live snapshot yet"
+            return self._absent(why, todo=f"let `driftline train --learner {self._learner}` take one, and ask again")
+        why = "; ".join(self._refused[s.id].why for s in found if s.id in self._refused)
+        return self._absent(why, todo="restore these files, or let `driftline train` write newer ones, and ask again")
+
+    def _absent(self, why: str, *, todo: str = "ask again: it looks again by itself") -> NotReady:
+        return NotReady(why, where=f"learner {self._learner}", todo=todo)

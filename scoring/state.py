@@ -42,5 +42,9 @@ class StateReader:
             histories = sequences.histories(connection, asks, cursor) if asks else []
         if standing.standby:
             self._postgres.dispose()  # the next try shall ask anew who is the primary
-            raise NotReady("this Postgres is a standby", todo="let postgres_url lead to the primary")
+            raise NotReady(
+                "user state cannot be read: this Postgres is a standby",
+                where="Postgres",
+                todo="let DRIFTLINE_POSTGRES_URL lead to the primary; then ask again",
+            )
         return Seen(standing=standing, histories=histories)

@@ -104,7 +104,11 @@ async def _asked(submit: Submit, request: ScoreRequest) -> ScoreAnswer | Refusal
         async with asyncio.timeout(ANSWER_S):
             return await future
     except TimeoutError:
-        raise NotReady(f"no answer within {perf_counter() - started:.0f} s") from None
+        raise NotReady(
+            f"no answer within {perf_counter() - started:.0f} s",
+            where="score",
+            todo="ask again; if it stays so, Postgres hangs or the batches are too large: see /metrics and the log",
+        ) from None
 
 
 async def _body(request: Request) -> bytes:

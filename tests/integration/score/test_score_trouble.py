@@ -6,6 +6,7 @@ import socket
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -62,12 +63,27 @@ def test_without_a_live_snapshot_requests_are_asked_to_come_again(serve: Serve, 
     running.until(lambda: "no live snapshot" in running.client.get("/readyz").text)
     reply = running.post("ann")
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
-    assert reply.json()["error"]["reason"] == "not_ready"
+    assert reply.json()["error"] == {
+        "reason": "not_ready",
+        "message": "learner 'prompttpp' has no live snapshot yet",
+        "where": "learner prompttpp",
+        "todo": "let `driftline train --learner prompttpp` take one, and ask again",
+    }
     assert running.client.get("/v1/models").json() == []
     assert running.client.get("/healthz").status_code == 200
     world.publish(1)
     running.until(running.ready)
     assert running.ask("ann")["events_seen"] == 0
+
+
+def test_while_no_snapshot_can_be_read_requests_are_told_which_files_to_restore(serve: Serve, world: World) -> None:
+    bad = world.publish(1, spoil=Path.unlink)
+    running = serve(ready=False)
+    running.until(lambda: "is missing" in running.client.get("/readyz").text)
+    error = running.post("ann").json()["error"]
+    assert (error["reason"], error["where"]) == ("not_ready", "learner prompttpp")
+    assert error["message"] == f"{world.folder / bad}.safetensors is missing"
+    assert "restore these files" in error["todo"]
 
 
 def test_requests_beyond_the_queue_are_refused_and_those_inside_answered(
@@ -99,6 +115,7 @@ def test_a_stop_finishes_what_was_asked_and_refuses_what_comes(serve: Serve, wor
         reply = other.post("/v1/score", json={"user_id": "late"})
         assert reply.status_code == 503
         assert "stopping" in reply.json()["error"]["message"]
+        assert (reply.json()["error"]["where"], reply.json()["error"]["todo"]) == ("score", "ask another one")
         assert reply.headers["connection"] == "close"
     assert asked.result().status_code == 200
     other.close()
@@ -111,7 +128,10 @@ def test_a_postgres_that_goes_away_is_waited_for(serve: Serve, world: World, peo
     with capture_logs() as logs, psycopg.connect(_maintenance(world), autocommit=True) as admin:
         _close(admin, world)
         running.until(lambda: running.post(people[0]).status_code == 503)
-        assert running.post(people[0]).headers["retry-after"] == "1"
+        refused = running.post(people[0])
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["where"] == "Postgres"
+        assert refused.json()["error"]["todo"].startswith("ask again")
         running.until(lambda: not running.ready())
         assert "user state cannot be read" in running.client.get("/readyz").text
         assert running.model() is not None
@@ -137,7 +157,9 @@ def test_a_standby_is_not_read_and_its_primary_is_waited_for(
     with monkeypatch.context() as failover:
         failover.setattr(serving, "standing", lambda *given: replace(real(*given), standby=True))
         running.until(lambda: not running.ready())
-        assert "standby" in running.post(people[0]).json()["error"]["message"]
+        error = running.post(people[0]).json()["error"]
+        assert error["message"] == "user state cannot be read: this Postgres is a standby"
+        assert (error["where"], "primary" in error["todo"]) == ("Postgres", True)
     running.until(running.ready)
     assert running.ask(people[0])["events_seen"] == 1
 

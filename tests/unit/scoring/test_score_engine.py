@@ -86,6 +86,7 @@ class StubReader:
 @dataclass
 class StubShelf:
     current: Model | None
+    absence: NotReady = field(default_factory=lambda: NotReady("no snapshot", where="learner stub", todo="train it"))
 
     def nudge(self, newest_live: str | None) -> None: ...
 
@@ -174,6 +175,10 @@ def test_while_postgres_is_away_it_is_asked_seldom_and_everybody_is_told_at_once
         replies = [reply for n in range(50) for reply in one.ask(ask(f"user-{n}"))]
         assert "no route" in one.engine.trouble
     assert {type(reply) for reply in replies} == {NotReady}
+    said = {(reply.what, reply.where, reply.todo) for reply in replies if isinstance(reply, NotReady)}
+    assert said == {
+        ("user state cannot be read: no route", "Postgres", "ask again: the connection is tried again by itself")
+    }
     assert len(reader.reads) < 10
 
 
@@ -181,13 +186,13 @@ def test_without_a_model_requests_are_asked_to_come_again(bench: Bench) -> None:
     with bench(StubReader(), model=False) as one:
         (reply,) = one.ask(ask("ann"))
     assert isinstance(reply, NotReady)
-    assert "no snapshot" in str(reply)
+    assert (reply.what, reply.where, reply.todo) == ("no snapshot", "learner stub", "train it")
 
 
 def test_a_closed_engine_refuses(bench: Bench) -> None:
     with bench(StubReader()) as one:
         one.engine.close(10)
-        with pytest.raises(NotReady, match="stopping"):
+        with pytest.raises(NotReady, match=r"stopping \[score\]\n  -> ask another one"):
             one.ask(ask("ann"))
 
 
