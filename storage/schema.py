@@ -160,14 +160,15 @@ user_segment = Table(
         comment="1 user, 2 payment, 3 relation as actor, 4 as counterpart",
     ),
     Column("type", ARRAY(BigInteger), nullable=False),
-    Column("item", ARRAY(BigInteger), nullable=False),
-    Column("amount", ARRAY(BigInteger), nullable=False, comment="millionths of the currency unit"),
-    Column("currency", ARRAY(BigInteger), nullable=False),
-    Column("other", ARRAY(BigInteger), nullable=False, comment="counterpart or payee"),
+    Column("item", ARRAY(BigInteger)),
+    Column("amount", ARRAY(BigInteger), comment="millionths of the currency unit"),
+    Column("currency", ARRAY(BigInteger)),
+    Column("other", ARRAY(BigInteger), comment="counterpart or payee"),
     Column("event_id", ARRAY(Text), nullable=False),
     Column("stream", ARRAY(Integer), nullable=False, comment="log position: stream ..."),
     Column("position", ARRAY(BigInteger), nullable=False, comment="... and offset"),
-    comment="What one batch added to one user's sequence. Rows are added, never updated; arrays run in log order.",
+    comment="What one batch added to one user's sequence. Rows are added, never updated; arrays run in log order. "
+    "A NULL in place of an array: no event of the row has that field; unnest() fills it with NULLs.",
 )
 
 item_version = Table(

@@ -8,7 +8,8 @@ from alembic.migration import MigrationContext
 from storage import migrate
 from storage.engine import open_engine
 from storage.schema import metadata
-from tests.integration.feeding import query
+from tests.integration.feeding import event, query
+from tests.integration.owning import MakeOwner
 
 TABLES = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')"
 
@@ -22,6 +23,17 @@ def test_up_down_and_up_again(database: str) -> None:
     assert migrate.upgrade(database) == migrate.head()
     assert set(query(database, TABLES)) == before
     assert query(database, "SELECT suppression_key FROM installation") != [key]
+
+
+def test_events_outlive_a_way_down_and_up(database: str, owner: MakeOwner) -> None:
+    owner().write_events(event("e1"), event("e2", "bob"))
+    everything = "SELECT * FROM user_event ORDER BY user_id"
+    before = query(database, everything)
+    migrate.downgrade(database, "0001")
+    assert query(database, everything) == before
+    migrate.upgrade(database)
+    assert query(database, everything) == before
+    assert len(before) == 2
 
 
 def test_migrating_again_changes_nothing(database: str) -> None:
