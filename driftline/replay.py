@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -29,8 +29,9 @@ class ReplayReport:
     sent: Mapping[str, int]
     """Topic -> records the brokers acknowledged."""
     first_at: datetime | None
-    """Time of the file's first event."""
+    """Record time of the first row sent: that of its event, to the millisecond. None = no row was sent."""
     last_at: datetime | None
+    """Of the last one."""
     seconds: float
     """The clock's."""
 
@@ -53,7 +54,7 @@ def replay(
     :raises Usage: the file cannot be read or lacks a column. :raises NotDelivered: Kafka refused records.
     """
     started = time.monotonic()
-    recording = Recording(source, limit=limit)
+    recording, span = Recording(source, limit=limit), _Span(source.columns.topic)
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -65,17 +66,39 @@ def replay(
     )
     with bar:
         task = bar.add_task(f"replaying {source.name}", total=recording.total)
-        records = paced(recording.records(), speed=speed, stop=stop)
+        records = span.over(paced(recording.records(), speed=speed, stop=stop))
         sent = produce(_ticking(records, lambda: bar.update(task, completed=recording.rows)), config)
     return ReplayReport(
         rows=recording.rows,
         malformed=recording.malformed,
         labels=sent[topics.LABELS],
         sent=dict(sent),
-        first_at=recording.first_at,
-        last_at=recording.last_at,
+        first_at=_time(span.first_ms),
+        last_at=_time(span.last_ms),
         seconds=time.monotonic() - started,
     )
+
+
+class _Span:
+    """Between which times the rows lie that were taken; they come in the order of time."""
+
+    def __init__(self, topic: str) -> None:
+        """:param topic: of the rows; labels and what stands beside them go to others."""
+        self.first_ms: int | None = None
+        self.last_ms: int | None = None
+        self._topic = topic
+
+    def over(self, records: Iterable[Outgoing]) -> Iterator[Outgoing]:
+        """The records as they are."""
+        for record in records:
+            if record.topic == self._topic:
+                self.first_ms = record.at_ms if self.first_ms is None else self.first_ms
+                self.last_ms = record.at_ms
+            yield record
+
+
+def _time(ms: int | None) -> datetime | None:
+    return None if ms is None else datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
 
 
 def _ticking(records: Iterable[Outgoing], tick: Callable[[], object], every: int = 1_000) -> Iterator[Outgoing]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from contracts import topics as topic_list
-from driftline.recorded import Columns, Recording, Source
+from driftline.recorded import Columns, LateLabel, Recording, Source
 from driftline.replay import replay
 from driftline.simulate import Scenario, Simulation
 from runtime import kafka
@@ -34,6 +36,7 @@ def test_every_row_is_in_the_topic_and_each_user_in_one_partition(made_up: Sourc
     report = replay(made_up, topics)
     assert (report.rows, report.malformed, report.labels) == (ROWS, ROWS // 100, 0)
     assert report.sent == {topic_list.USER: ROWS}
+    assert (report.first_at, report.last_at) == (_at(0), _at(ROWS - 1))
     partitions = _read(topics, topic_list.USER, ROWS)
     found = [record for records in partitions.values() for record in records]
     assert sorted(found, key=lambda record: record.at_ms) == list(Recording(made_up).records())
@@ -49,10 +52,13 @@ def test_a_replay_that_is_stopped_says_how_far_it_came(made_up: Source, tansu_to
     stop.set()
     report = replay(made_up, tansu_topics, stop=stop)
     assert sum(report.sent.values()) == 0
+    assert (report.first_at, report.last_at) == (None, None)
 
 
 def test_a_limit_takes_the_first_rows_in_time(made_up: Source, tansu_topics: KafkaConfig) -> None:
-    assert replay(made_up, tansu_topics, limit=10).sent == {topic_list.USER: 10}
+    report = replay(made_up, tansu_topics, limit=10)
+    assert report.sent == {topic_list.USER: 10}
+    assert (report.first_at, report.last_at) == (_at(0), _at(9))
     found = [record for records in _read(tansu_topics, topic_list.USER, 10).values() for record in records]
     assert {record.at_ms for record in found} == {(1_300_000_000 + n) * 1_000 for n in range(10)}
 
@@ -65,6 +71,20 @@ def test_a_simulation_arrives_whole(topics: KafkaConfig) -> None:
     assert sum(sent.values()) == expected
     for topic, count in sent.items():
         assert sum(map(len, _read(topics, topic, count).values())) == count
+
+
+def test_the_times_of_a_replay_are_those_of_its_events_and_not_of_its_later_labels(
+    made_up: Source, tansu_topics: KafkaConfig
+) -> None:
+    labelled = replace(made_up, label=LateLabel(column="user", task="owner", delay=timedelta(days=7)))
+    report = replay(labelled, tansu_topics, limit=10)
+    assert report.labels > 0
+    assert (report.first_at, report.last_at) == (_at(0), _at(9))
+
+
+def _at(second: int) -> datetime:
+    """Of the made-up file."""
+    return datetime.fromtimestamp(1_300_000_000 + second, UTC)
 
 
 def _read(config: KafkaConfig, topic: str, count: int) -> dict[int, list[Outgoing]]:
