@@ -157,8 +157,7 @@ def test_only_the_settings_read_the_environment() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"})
         or (isinstance(node, ast.ImportFrom) and node.module == "os" and {a.name for a in node.names} & {"environ"})
     }
-    # The demo hands its environment on to the processes it starts, and takes nothing from it.
-    assert readers <= {"runtime.settings", "driftline.cast"}
+    assert readers == {"runtime.settings"}
 
 
 def test_no_module_imports_itself_around_a_corner() -> None:
