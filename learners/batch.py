@@ -5,6 +5,7 @@ Shape legend, used by every file of this folder:
     B rows of a step      S stacks (shared histories)   E events of all stacks together
     L history length      K event types                 D width
     H heads               Q quantiles                   M prompts of a pool
+    C candidates of a row G signatures of an item
 
 Times are int64 microseconds of UTC since 1970. They are exact there; a learner re-bases them to its own
 stack before it turns them into floats, so that adding a constant to every time changes nothing.
@@ -14,7 +15,7 @@ Strings stay strings: a learner numbers them itself (`learners/vocabulary.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,20 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Items a ranking learner is asked to order. A column's place says nothing: a learner that permuted columns
+    would answer with permuted logits (`tests/contract/test_learners.py` asks that of all)."""
+
+    item: Strings
+    """[B, C] item ids; None where the mask is False."""
+    mask: Bools
+    """[B, C] False for padding; a row with no True is not ranked."""
+    log_q: Floats
+    """[B, C] log-probability with which the sampler proposes the item (0 where nothing was sampled). Training
+    subtracts it from the logit; answers never do."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Query:
     """What is asked: row `b` stands behind the first `visible[b]` events of stack `stack[b]`."""
 
@@ -69,9 +84,28 @@ class Query:
     """[B] microseconds; the user is known to have been silent from the last visible event until now."""
     quantiles: tuple[float, ...] = ()
     """Quantiles of the next event's time that `predict` computes; () spares their cost in training."""
+    user: Strings | None = None
+    """[B] whose history the row stands behind. Only bookkeeping reads it (tables kept per user, baskets): no
+    prediction may depend on a user's name."""
+    candidates: Candidates | None = None
+    """What to rank; None where nothing is. In training a `Ranking` of `learners/ranking/candidates.py` fills it in,
+    the same for every arm."""
 
     def __len__(self) -> int:
         return len(self.stack)
+
+
+class Drawn(IntEnum):
+    """How a candidate came to be asked about."""
+
+    CHOSEN = 0
+    """It is the item of the row's event."""
+    UNIFORM = 1
+    """Every known item was as likely."""
+    POPULAR = 2
+    """Items were as likely as they had been frequent strictly before the event."""
+    CATALOGUE = 3
+    """All known items were asked about."""
 
 
 class TargetKind(StrEnum):
@@ -97,6 +131,12 @@ class Target:
     instant (simultaneous events are one mark set: its time is scored once)."""
     weight: Floats
     """[B] weight in the loss."""
+    item: Strings | None = None
+    """[B] item of the event, None where it has none; None as a whole where nobody ranks."""
+    drawn: Ints | None = None
+    """[B, C] a `Drawn` for each of `Query.candidates`."""
+    repeat: Bools | None = None
+    """[B] whether the item stands in the history the row may see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +145,10 @@ class Origin:
 
     key: Ints
     """[B] 64-bit digest of the identity of the row's event."""
+    newest: Bools | None = None
+    """[B] True where nothing of the row's user in the log so far (below the step's cursor, and the step's earlier
+    rows) lies at or behind the row's event time, so that the visible history and the row are the user's whole
+    sequence; None: not known. Only tables kept per user read it."""
     snapshot: str | None = None
     """Snapshot that issued the prediction, where it was issued by a serving process."""
 

@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, Final
 
 from learners.cohort import Cohort
 from learners.floors import MarkovFloor
 from learners.models.prompttpp import PromptTPPConfig
+from learners.models.sdim import SDIMConfig
 from learners.online import PromptTPP
 from learners.protocol import Learner
+from learners.ranking.candidates import Ranking, RankingConfig
+from learners.ranking.online import SDIM, reference_config, unclocked_config
+from learners.ranking.popularity import OwnCountFloor
 from learners.references import Frozen, finetune_config, slow_config
 
-Builder = Callable[[PromptTPPConfig], Learner]
-
-BUILDERS: Final[Mapping[str, Builder]] = {
+NEXT_EVENT: Final[Mapping[str, Callable[[PromptTPPConfig], Learner]]] = {
     "prompttpp": lambda config: PromptTPP(config),
     "finetune": lambda config: PromptTPP(finetune_config(config), name="finetune"),
     "slow": lambda config: PromptTPP(slow_config(config), name="slow"),
     "frozen": lambda config: Frozen(PromptTPP(config), warmup_events=config.warmup_events),
     "markov": lambda config: MarkovFloor(max_types=config.max_types),
 }
+"""When and what next."""
 
-REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {"prompttpp": ("frozen", "finetune", "markov")}
+RANKING: Final[Mapping[str, Callable[[SDIMConfig], Learner]]] = {
+    "sdim": lambda config: SDIM(config),
+    "sdim_frozen": lambda config: Frozen(SDIM(reference_config(config)), warmup_events=config.warmup_events),
+    "sdim_unclocked": lambda config: SDIM(unclocked_config(config), name="sdim_unclocked"),
+    "own_count": lambda config: OwnCountFloor(max_items=config.max_items, last_n=config.last_n),
+}
+"""Which items: they are asked about candidates, so their cohorts hold a `Ranking`."""
+
+BUILDERS: Final = frozenset({*NEXT_EVENT, *RANKING})
+"""All names."""
+
+REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {
+    "prompttpp": ("frozen", "finetune", "markov"),
+    "sdim": ("sdim_frozen", "sdim_unclocked", "own_count"),
+}
 """Arms that run beside each learner by default. "slow" is the control a claim about prompts also needs."""
 
 
 def build(name: str, seed: int = 0, **config: Any) -> Learner:
     """A fresh learner.
 
-    :param config: fields of `PromptTPPConfig`, the same for a learner and its references.
+    :param config: fields of its family's configuration (`PromptTPPConfig`, or `SDIMConfig` and `RankingConfig`), the
+        same for a learner and its references.
     :raises ValueError: no such learner; names the ones there are.
     """
-    if name not in BUILDERS:
-        raise ValueError(f"no learner {name!r}; there are {', '.join(sorted(BUILDERS))}")
-    return BUILDERS[name](PromptTPPConfig(seed=seed, **config))
+    if name in NEXT_EVENT:
+        return NEXT_EVENT[name](PromptTPPConfig(seed=seed, **config))
+    if name in RANKING:
+        return RANKING[name](_sdim(seed, config))
+    raise ValueError(f"no learner {name!r}; there are {', '.join(sorted(BUILDERS))}")
 
 
 def references(name: str, seed: int = 0, **config: Any) -> dict[str, Learner]:
@@ -43,5 +64,18 @@ def references(name: str, seed: int = 0, **config: Any) -> dict[str, Learner]:
 
 
 def build_cohort(name: str, seed: int = 0, **config: Any) -> Cohort:
-    """A fresh learner with its references."""
-    return Cohort(build(name, seed, **config), references(name, seed, **config))
+    """A fresh learner with its references, and with what asks them where they rank."""
+    ranking = _ranking(seed, config) if name in RANKING else None
+    return Cohort(build(name, seed, **config), references(name, seed, **config), ranking=ranking)
+
+
+_ASKS: Final = {item.name for item in fields(RankingConfig)}
+_LEARNS: Final = {item.name for item in fields(SDIMConfig)}
+
+
+def _sdim(seed: int, config: Mapping[str, Any]) -> SDIMConfig:
+    return SDIMConfig(seed=seed, **{name: value for name, value in config.items() if name not in _ASKS - _LEARNS})
+
+
+def _ranking(seed: int, config: Mapping[str, Any]) -> Ranking:
+    return Ranking(RankingConfig(seed=seed, **{name: value for name, value in config.items() if name in _ASKS}))

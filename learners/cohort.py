@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from learners.batch import Batch, Context, Query, Target
 from learners.coding import below, prefixed
 from learners.protocol import ForeignState, Learner, Losses, Needs, Prediction, Report, State
+from learners.ranking.candidates import Ranking
 
 LEARNER: Final = "learner"
+RANKING: Final = "ranking"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +42,23 @@ class CohortReport:
     trained: Mapping[str, Mapping[str, float]]
     """Arm -> loss -> mean as trained on."""
     actions: tuple[str, ...]
-    """"<arm>: <action>" in the order of the arms."""
+    """"<arm>: <action>" in the order of the arms, then "ranking: <action>"."""
     prediction: Prediction
     """The learner's own."""
 
 
 class Cohort:
-    """Arms in a fixed order: the learner first."""
+    """Arms in a fixed order: the learner first. Where they rank, one `Ranking` asks all of them the same."""
 
-    def __init__(self, learner: Learner, references: Mapping[str, Learner] | None = None) -> None:
-        """:param references: by plain name; a state holds them as "reference.<name>/"."""
+    def __init__(
+        self, learner: Learner, references: Mapping[str, Learner] | None = None, *, ranking: Ranking | None = None
+    ) -> None:
+        """
+        :param references: by plain name; a state holds them as "reference.<name>/".
+        :param ranking: what asks for candidates; a state holds it as "ranking/".
+        """
         self.learner: Final = learner
+        self.ranking: Final = ranking
         self.arms: Final[Mapping[str, Learner]] = {
             LEARNER: learner,
             **{f"reference.{name}": arm for name, arm in (references or {}).items()},
@@ -65,7 +75,8 @@ class Cohort:
     @property
     def needs(self) -> Needs:
         """Enough for every arm."""
-        return Needs(last_n=max(arm.needs.last_n for arm in self.arms.values()))
+        needs = [arm.needs for arm in self.arms.values()]
+        return Needs(last_n=max(need.last_n for need in needs), items_only=all(need.items_only for need in needs))
 
     def predict(self, context: Context, query: Query) -> dict[str, Prediction]:
         """Each arm's answer."""
@@ -81,21 +92,38 @@ class Cohort:
         return {name: arm.learn(batch, given.get(name)) for name, arm in self.arms.items()}
 
     def step(self, batch: Batch) -> CohortReport:
-        """Predict, score, learn, for every arm."""
+        """Predict, score, learn, for every arm.
+
+        :raises ValueError: the arms rank, and the batch names no users or items; nothing was changed.
+        """
+        census = self.ranking.census(batch) if self.ranking else None
+        batch = self.ranking.ask(batch) if self.ranking else batch
         predictions = self.predict(batch.context, batch.query)
-        scores = self.score(predictions, batch.target)
+        scores = {arm: tallies(losses) for arm, losses in self.score(predictions, batch.target).items()}
+        if census:
+            scores = {arm: added(scores[arm], found) for arm, found in self._count(census).items()}
         reports = self.learn(batch, predictions)
+        actions = [f"{arm}: {action}" for arm, report in reports.items() for action in report.actions]
+        if self.ranking:
+            actions += [f"{RANKING}: {action}" for action in self.ranking.learn(batch)]
         return CohortReport(
-            losses={arm: tallies(losses) for arm, losses in scores.items()},
+            losses=scores,
             trained={arm: report.losses for arm, report in reports.items()},
-            actions=tuple(f"{arm}: {action}" for arm, report in reports.items() for action in report.actions),
+            actions=tuple(actions),
             prediction=predictions[LEARNER],
         )
 
+    @torch.no_grad()
+    def _count(self, census: Batch) -> dict[str, dict[str, Tally]]:
+        """Scores of the rows that are ranked in the whole catalogue, which nobody learns from."""
+        scores = self.score(self.predict(census.context, census.query), census.target)
+        return {arm: tallies(losses) for arm, losses in scores.items()}
+
     def state(self) -> State:
-        """All arms in one: names start with "learner/" or "reference.<name>/"."""
+        """All arms in one: names start with "learner/", "reference.<name>/" or "ranking/"."""
         parts = (prefixed(f"{name}/", arm.state()) for name, arm in self.arms.items())
-        return {name: tensor for part in parts for name, tensor in part.items()}
+        asked = prefixed(f"{RANKING}/", self.ranking.state()) if self.ranking else {}
+        return {name: tensor for part in parts for name, tensor in part.items()} | asked
 
     def serving_state(self) -> State:
         """The learner's alone, under its own names."""
@@ -107,16 +135,22 @@ class Cohort:
         :raises ForeignState: arms or one arm's tensors differ; no arm was changed.
         """
         found = {name.partition("/")[0] for name in state}
-        if found != set(self.arms):
-            raise ForeignState(f"arms differ: state {sorted(found)}, own {sorted(self.arms)}")
-        before = {name: arm.state() for name, arm in self.arms.items()}
-        for name, arm in self.arms.items():
+        parts: dict[str, Learner | Ranking] = {**self.arms, **({RANKING: self.ranking} if self.ranking else {})}
+        if found != set(parts):
+            raise ForeignState(f"arms differ: state {sorted(found)}, own {sorted(parts)}")
+        before = {name: part.state() for name, part in parts.items()}
+        for name, part in parts.items():
             try:
-                arm.load(below(f"{name}/", state))
+                part.load(below(f"{name}/", state))
             except ForeignState as error:
                 for done, own in before.items():
-                    self.arms[done].load(own)
+                    parts[done].load(own)
                 raise ForeignState(f"{name}: {error}") from error
+
+
+def added(left: Mapping[str, Tally], right: Mapping[str, Tally]) -> dict[str, Tally]:
+    """Sums of both, loss by loss."""
+    return {name: left.get(name, Tally()) + right.get(name, Tally()) for name in dict.fromkeys([*left, *right])}
 
 
 def tallies(losses: Losses) -> dict[str, Tally]:

@@ -32,11 +32,13 @@ class Needs:
 
     last_n: int
     """How many of a user's latest events a history holds."""
+    items_only: bool = False
+    """Only events that carry an item count towards `last_n`; the others need not be there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """An answer for B rows."""
+    """An answer for B rows: when and what next, or how the candidates rank, as the learner has it."""
 
     quantiles: Tensor
     """[B, Q] float64 seconds from `Query.now` to the next event, given silence until then; inf where the
@@ -45,6 +47,9 @@ class Prediction:
     """The K type names in the order of `type_log_probs`; the last is the reserved unknown type."""
     type_log_probs: Tensor
     """[B, K] log-probability of the next event's type, whenever it comes."""
+    logits: Tensor | None = None
+    """[B, C] float64, raw: nothing is subtracted for how a candidate was sampled. 0 where the mask is False. None
+    from a learner that does not rank; one that does has no quantiles [B, 0] and no types [B, 0]."""
     memo: object = field(repr=False)
     """Whatever `score` and `learn` want to use again; nobody else looks inside."""
 
@@ -90,7 +95,8 @@ class Learner(Protocol):
     def predict(self, context: Context, query: Query) -> Prediction: ...
 
     def score(self, prediction: Prediction, target: Target) -> Losses:
-        """Losses "time" (-log density of the gap, per second), "type" (-log p(type | gap)) and "error"."""
+        """Next event: losses "time" (-log density of the gap, per second), "type" (-log p(type | gap)), "error" and
+        "survival". Ranking: those of `learners/ranking/measures.py`."""
 
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
         """One step. `prediction` is the answer `predict` gave for the same rows, if there is one."""

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from learners.batch import Batch, Query, Target, TargetKind
-from learners.build import BUILDERS, build, build_cohort
+from learners import synthetic
+from learners.batch import Batch, Candidates, Drawn, Query, TargetKind
+from learners.build import BUILDERS, NEXT_EVENT, RANKING, build, build_cohort
 from learners.protocol import ForeignState, Learner, Losses, Prediction, ServingOnly, State
+from learners.ranking.candidates import Ranking, RankingConfig
 from learners.references import Frozen
-from learners.synthetic import SECOND, START, History, batch_of, context_of, random_batch, random_histories, words
+from learners.synthetic import SECOND, START, History, context_of, random_histories, words
 
 QUANTILES = (0.1, 0.5, 0.9)
 YEAR = 365 * 86_400 * SECOND
@@ -34,8 +38,73 @@ def one_deterministic_thread() -> Iterator[None]:
 
 @pytest.fixture(params=sorted(BUILDERS))
 def make(request: pytest.FixtureRequest) -> Callable[[], Learner]:
-    """Builds equal, fresh learners; the warm-up ends within a test's few steps."""
-    return lambda: build(request.param, 3, warmup_events=24)
+    """Builds equal, fresh learners; the warm-up ends, and what ranks publishes, within a test's few steps."""
+    return builder(request.param)
+
+
+@pytest.fixture(params=sorted(NEXT_EVENT))
+def make_next(request: pytest.FixtureRequest) -> Callable[[], Learner]:
+    """The same of those that say when and what next."""
+    return builder(request.param)
+
+
+@pytest.fixture(params=sorted(RANKING))
+def make_ranker(request: pytest.FixtureRequest) -> Callable[[], Learner]:
+    """The same of those that rank."""
+    return builder(request.param)
+
+
+def builder(name: str) -> Callable[[], Learner]:
+    small = {"publish_every": 2, "width": 8, "bits": 12, "short_n": 4, "last_n": 64} if name in RANKING else {}
+    return lambda: build(name, 3, warmup_events=24, **small)
+
+
+@cache
+def catalogue() -> Ranking:
+    """Knows the items of `named`, some more frequent than others."""
+    ranking = Ranking(RankingConfig(seed=5, negatives=4))
+    for step in range(4):
+        ranking.learn(named(synthetic.random_batch(step, 12, 3)))
+    return ranking
+
+
+def items_of(types: Any, keys: Any) -> Any:
+    return words([f"{name}/{key % 3}" for name, key in zip(types, keys, strict=True)])
+
+
+def named(batch: Batch) -> Batch:
+    """With users and items: what a ranking learner reads of a batch beyond times and types."""
+    return replace(
+        batch,
+        context=replace(batch.context, item=items_of(batch.context.type, batch.context.key)),
+        query=replace(batch.query, user=words([f"user {stack}" for stack in batch.query.stack])),
+        target=replace(batch.target, item=items_of(batch.target.type, batch.origin.key)),
+        origin=replace(batch.origin, newest=np.ones(len(batch), dtype=np.bool_)),
+    )
+
+
+def batch_of(
+    histories: list[History], rows: list[tuple[int, int]], *, resolution: int = 1, first_key: int = 0
+) -> Batch:
+    return catalogue().ask(named(synthetic.batch_of(histories, rows, resolution=resolution, first_key=first_key)))
+
+
+def random_batch(seed: int, rows: int, length: int) -> Batch:
+    return catalogue().ask(named(synthetic.random_batch(seed, rows, length)))
+
+
+def take(batch: Batch, rows: list[int]) -> Batch:
+    """Some rows of a batch, the context whole."""
+    index = np.asarray(rows, dtype=np.int64)
+
+    def cut(part: Any) -> Any:
+        fields = {name: value[index] for name, value in vars(part).items() if isinstance(value, np.ndarray)}
+        return replace(part, **fields)
+
+    query = cut(batch.query)
+    if query.candidates is not None:
+        query = replace(query, candidates=cut(query.candidates))
+    return replace(batch, query=query, target=cut(batch.target), origin=cut(batch.origin))
 
 
 def shared_batch(seed: int = 0, *, users: int = 3, length: int = 12) -> Batch:
@@ -57,7 +126,8 @@ def taught(make: Callable[[], Learner], steps: int = 3) -> Learner:
 
 
 def answers(prediction: Prediction) -> dict[str, torch.Tensor]:
-    return {"quantiles": prediction.quantiles, "types": prediction.type_log_probs}
+    logits = {} if prediction.logits is None else {"logits": prediction.logits}
+    return {"quantiles": prediction.quantiles, "types": prediction.type_log_probs, **logits}
 
 
 def same_bits(left: State, right: State) -> bool:
@@ -79,8 +149,8 @@ def whole_step(learner: Learner, batch: Batch) -> tuple[State, State]:
     return answers(prediction), values(losses)
 
 
-def test_a_prediction_has_the_shapes_and_types_it_promises(make: Callable[[], Learner]) -> None:
-    learner, batch = taught(make), shared_batch(5)
+def test_a_prediction_has_the_shapes_and_types_it_promises(make_next: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_next), shared_batch(5)
     prediction = learner.predict(batch.context, asked(batch))
     assert prediction.quantiles.shape == (len(batch), 3)
     assert prediction.quantiles.dtype == prediction.type_log_probs.dtype == torch.float64
@@ -92,15 +162,15 @@ def test_a_prediction_has_the_shapes_and_types_it_promises(make: Callable[[], Le
     assert set(prediction.types[:-1]) == {f"type-{kind}" for kind in range(5)}
 
 
-def test_asking_for_no_quantiles_gives_the_same_types(make: Callable[[], Learner]) -> None:
-    learner, batch = taught(make), shared_batch(5)
+def test_asking_for_no_quantiles_gives_the_same_types(make_next: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_next), shared_batch(5)
     without = learner.predict(batch.context, batch.query)
     assert without.quantiles.shape == (len(batch), 0)
     assert torch.equal(without.type_log_probs, learner.predict(batch.context, asked(batch)).type_log_probs)
 
 
-def test_every_loss_has_a_value_and_a_mask_for_each_row(make: Callable[[], Learner]) -> None:
-    learner, batch = taught(make), shared_batch(5)
+def test_every_loss_has_a_value_and_a_mask_for_each_row(make_next: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_next), shared_batch(5)
     losses = learner.score(learner.predict(batch.context, batch.query), batch.target)
     assert set(losses) == {"time", "type", "error", "survival"}
     for loss in losses.values():
@@ -116,7 +186,7 @@ def test_permuting_the_targets_leaves_predictions_bit_equal(make: Callable[[], L
     learner, batch = taught(make), shared_batch(5)
     before = answers(learner.predict(batch.context, asked(batch)))
     order = np.random.default_rng(0).permutation(len(batch))
-    shuffled = replace(batch.target, at=batch.target.at[order], type=batch.target.type[order])
+    shuffled = replace(take(batch, order.tolist()).target, kind=batch.target.kind)
     learner.score(learner.predict(batch.context, batch.query), shuffled)
     assert same_bits(answers(learner.predict(batch.context, asked(batch))), before)
 
@@ -129,11 +199,12 @@ def test_changing_what_lies_behind_the_row_leaves_predictions_bit_equal(make: Ca
         stack, visible = int(batch.query.stack[row]), int(batch.query.visible[row])
         hidden = np.arange(context.offsets[stack] + visible, context.offsets[stack + 1])
         at, keys = context.at.copy(), context.key.copy()
-        types, kinds, roles = context.type.copy(), context.kind.copy(), context.role.copy()
+        types, kinds, roles, items = (getattr(context, name).copy() for name in ("type", "kind", "role", "item"))
         at[hidden] = at[hidden] + np.sort(rng.integers(YEAR, size=len(hidden)))
         types[hidden] = words([f"type-{kind}" for kind in rng.integers(7, size=len(hidden))])
         kinds[hidden], roles[hidden], keys[hidden] = "relation", "counterpart", 5
-        changed = replace(context, at=at, type=types, kind=kinds, role=roles, key=keys)
+        items[hidden] = items[rng.integers(len(items), size=len(hidden))]
+        changed = replace(context, at=at, type=types, item=items, kind=kinds, role=roles, key=keys)
         after = answers(learner.predict(changed, asked(batch)))
         assert all(torch.equal(after[name][row], before[name][row]) for name in before)
 
@@ -143,16 +214,11 @@ def test_batch_mates_do_not_matter(make: Callable[[], Learner]) -> None:
     together = learner.predict(batch.context, asked(batch))
     losses = values(learner.score(together, batch.target))
     for row in range(len(batch)):
-        one, only = np.asarray([row]), batch.query
-        query = Query(stack=only.stack[one], visible=only.visible[one], now=only.now[one], quantiles=QUANTILES)
-        target = Target(
-            kind=TargetKind.EVENT,
-            **{name: getattr(batch.target, name)[one] for name in ("at", "type", "resolution", "timed", "weight")},
-        )
-        alone = learner.predict(batch.context, query)
-        torch.testing.assert_close(alone.quantiles[0], together.quantiles[row], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(alone.type_log_probs[0], together.type_log_probs[row], rtol=1e-6, atol=1e-6)
-        for name, value in values(learner.score(alone, target)).items():
+        one = take(batch, [row])
+        alone = learner.predict(batch.context, asked(one))
+        for name, answer in answers(alone).items():
+            torch.testing.assert_close(answer[0], answers(together)[name][row], rtol=1e-5, atol=1e-6)
+        for name, value in values(learner.score(alone, one.target)).items():
             torch.testing.assert_close(value[0], losses[name][row], rtol=1e-6, atol=2e-6)
 
 
@@ -161,10 +227,10 @@ def test_padding_does_not_matter(make: Callable[[], Learner]) -> None:
     short, long = random_histories(7, 1, 7), random_histories(8, 1, 60)
     alone = batch_of(short, [(0, 6)])
     padded = batch_of([*short, *long], [(0, 6), (1, 50)])
-    left = learner.predict(alone.context, asked(alone))
-    right = learner.predict(padded.context, asked(padded))
-    torch.testing.assert_close(left.type_log_probs[0], right.type_log_probs[0], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(left.quantiles[0], right.quantiles[0], rtol=1e-5, atol=1e-6)
+    left = answers(learner.predict(alone.context, asked(alone)))
+    right = answers(learner.predict(padded.context, asked(padded)))
+    for name, answer in left.items():
+        torch.testing.assert_close(answer[0], right[name][0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_serving_state_answers_like_the_state(make: Callable[[], Learner]) -> None:
@@ -203,7 +269,10 @@ def test_learn_leaves_its_inputs_alone(make: Callable[[], Learner]) -> None:
     learner.learn(batch, learner.predict(batch.context, batch.query))
     for part in ("context", "query", "target", "origin"):
         for name, value in vars(getattr(batch, part)).items():
-            assert np.array_equal(value, getattr(getattr(copy, part), name)), (part, name)
+            other = getattr(getattr(copy, part), name)
+            if isinstance(value, Candidates):
+                value, other = value.item, other.item
+            assert np.array_equal(value, other), (part, name)
 
 
 def test_learning_with_and_without_the_prediction_is_the_same(make: Callable[[], Learner]) -> None:
@@ -265,6 +334,9 @@ def test_unknown_types_kinds_and_roles_are_answered_and_learnt(make: Callable[[]
         context=replace(
             batch.context,
             type=words([f"new {place % 90}" for place in range(len(batch.context.type))]),
+            item=words(
+                [f"item \ud800 {place % 90}" if place % 2 else None for place in range(len(batch.context.type))]
+            ),
             kind=words(["никогда"] * len(batch.context.kind)),
             role=words(["\ud800"] * len(batch.context.role)),
         ),
@@ -272,12 +344,13 @@ def test_unknown_types_kinds_and_roles_are_answered_and_learnt(make: Callable[[]
     )
     first, second = whole_step(learner, strange), whole_step(learner, strange)
     assert finite(*first, *second, learner.state())
-    if not (isinstance(learner, Frozen) and learner.frozen):
+    learns_types = first[0]["types"].shape[1] > 0
+    if learns_types and not (isinstance(learner, Frozen) and learner.frozen):
         assert "newer 0 \ud800" in learner.predict(batch.context, batch.query).types
 
 
-def test_an_unseen_type_is_scored_as_the_unknown_one(make: Callable[[], Learner]) -> None:
-    learner, batch = taught(make), random_batch(4, 6, 8)
+def test_an_unseen_type_is_scored_as_the_unknown_one(make_next: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_next), random_batch(4, 6, 8)
     prediction = learner.predict(batch.context, batch.query)
     scores = [
         learner.score(prediction, replace(batch.target, type=words([name] * 6)))["type"].value
@@ -295,39 +368,28 @@ def test_empty_histories_and_users_of_one_event_work(make: Callable[[], Learner]
         batch = batch_of([one, *random_histories(1, 1, 3)], [(0, 0), (1, 0), (1, 1)])
         first, losses = whole_step(learner, batch)
         assert finite(first, losses)
-        assert losses["time"][:2].tolist() == [0.0, 0.0]
+        if "time" in losses:
+            assert losses["time"][:2].tolist() == [0.0, 0.0]
     nobody = replace(batch, context=empty)
     nobody = replace(
         nobody,
-        query=Query(stack=np.asarray([0, 1, 1]), visible=np.zeros(3, dtype=np.int64), now=batch.query.now),
+        query=replace(batch.query, stack=np.asarray([0, 1, 1]), visible=np.zeros(3, dtype=np.int64)),
     )
     assert finite(*whole_step(learner, nobody), learner.state())
 
 
 def test_a_batch_without_rows_is_answered_and_teaches_nothing(make: Callable[[], Learner]) -> None:
-    learner, batch, none = taught(make), shared_batch(5), np.asarray([], dtype=np.int64)
-    empty = replace(
-        batch,
-        query=Query(stack=none, visible=none, now=none, quantiles=QUANTILES),
-        target=replace(
-            batch.target,
-            at=none,
-            type=words([]),
-            resolution=none,
-            timed=none.astype(np.bool_),
-            weight=none.astype(np.float64),
-        ),
-        origin=replace(batch.origin, key=none),
-    )
+    learner, empty = taught(make), take(shared_batch(5), [])
+    empty = replace(empty, query=asked(empty))
     before, prediction = learner.state(), learner.predict(empty.context, empty.query)
-    assert prediction.quantiles.shape == (0, 3)
+    assert len(prediction.quantiles) == 0
     assert all(loss.value.shape == (0,) for loss in learner.score(prediction, empty.target).values())
     learner.learn(empty, prediction)
     assert same_bits(learner.state(), before)
 
 
-def test_simultaneous_events_are_scored_by_type_alone(make: Callable[[], Learner]) -> None:
-    learner = taught(make)
+def test_simultaneous_events_are_scored_by_type_alone(make_next: Callable[[], Learner]) -> None:
+    learner = taught(make_next)
     at = START + np.asarray([0, 5, 5, 5, 9], dtype=np.int64) * SECOND
     basket = History(at=at, type=words(["type-0", "type-1", "type-2", "type-1", "type-3"]))
     batch = batch_of([basket], [(0, 1)] * 3 + [(0, 4)], resolution=SECOND)
@@ -360,8 +422,8 @@ def test_gaps_from_nothing_to_ten_years_stay_finite(make: Callable[[], Learner],
     assert finite(answers(learner.predict(batch.context, late)))
 
 
-def test_a_tick_is_a_survival_term_and_adds_up(make: Callable[[], Learner]) -> None:
-    learner, batch = taught(make), random_batch(4, 6, 8)
+def test_a_tick_is_a_survival_term_and_adds_up(make_next: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_next), random_batch(4, 6, 8)
 
     def silence(begin_s: int, end_s: int) -> torch.Tensor:
         query = replace(batch.query, now=batch.query.now + begin_s * SECOND)
@@ -376,8 +438,8 @@ def test_a_tick_is_a_survival_term_and_adds_up(make: Callable[[], Learner]) -> N
     torch.testing.assert_close(silence(0, 100) + silence(100, 900), whole, rtol=2e-3, atol=1e-6)
 
 
-def test_learning_from_ticks_makes_silence_likelier(make: Callable[[], Learner]) -> None:
-    learner, batch = taught(make, 1), random_batch(4, 6, 8)
+def test_learning_from_ticks_makes_silence_likelier(make_next: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_next, 1), random_batch(4, 6, 8)
     tick = replace(batch, target=replace(batch.target, kind=TargetKind.TICK, at=batch.query.now + 10**4 * SECOND))
     before = learner.score(learner.predict(batch.context, batch.query), tick.target)["survival"].value.mean()
     for _ in range(5):
@@ -446,3 +508,130 @@ def test_a_cohort_refuses_foreign_arms_and_keeps_its_own() -> None:
         with pytest.raises(ForeignState):
             cohort.load(broken)
         assert same_bits(cohort.state(), before)
+
+
+# Ranking
+
+
+def test_a_ranking_has_one_raw_logit_for_each_candidate_and_nothing_else(make_ranker: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_ranker), shared_batch(5)
+    prediction = learner.predict(batch.context, asked(batch))
+    assert batch.query.candidates is not None
+    assert prediction.logits is not None
+    assert prediction.logits.shape == batch.query.candidates.mask.shape
+    assert prediction.logits.dtype == torch.float64
+    assert not bool(prediction.logits[~torch.from_numpy(batch.query.candidates.mask)].any())
+    assert prediction.quantiles.shape == prediction.type_log_probs.shape == (len(batch), 0)
+    skewed = replace(batch.query.candidates, log_q=batch.query.candidates.log_q - 3.0)
+    served = learner.predict(batch.context, replace(batch.query, candidates=skewed))
+    assert served.logits is not None
+    assert torch.equal(served.logits, prediction.logits)
+
+
+def test_the_place_of_a_candidate_says_nothing(make_ranker: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_ranker), shared_batch(5)
+    shown = batch.query.candidates
+    assert shown is not None
+    order = np.random.default_rng(2).permutation(shown.mask.shape[1])
+    moved = Candidates(item=shown.item[:, order], mask=shown.mask[:, order], log_q=shown.log_q[:, order])
+    before = learner.predict(batch.context, batch.query).logits
+    after = learner.predict(batch.context, replace(batch.query, candidates=moved)).logits
+    assert before is not None
+    assert after is not None
+    torch.testing.assert_close(after, before[:, torch.from_numpy(order)], rtol=1e-5, atol=1e-6)
+
+
+def test_the_name_of_a_user_says_nothing(make_ranker: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_ranker), shared_batch(5)
+    renamed = replace(batch.query, user=words([f"somebody {row}" for row in range(len(batch))]))
+    expected = answers(learner.predict(batch.context, batch.query))
+    assert same_bits(answers(learner.predict(batch.context, renamed)), expected)
+
+
+def test_other_candidates_of_a_row_do_not_matter(make_ranker: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_ranker), shared_batch(5)
+    shown = batch.query.candidates
+    assert shown is not None
+    two = Candidates(item=shown.item[:, :2], mask=shown.mask[:, :2], log_q=shown.log_q[:, :2])
+    all_of, alone = (
+        learner.predict(batch.context, replace(batch.query, candidates=candidates)).logits
+        for candidates in (shown, two)
+    )
+    assert all_of is not None
+    assert alone is not None
+    torch.testing.assert_close(alone, all_of[:, :2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_rank_loss_is_the_chosen_items_corrected_share(make_ranker: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_ranker), shared_batch(5)
+    shown = batch.query.candidates
+    assert shown is not None
+    assert batch.target.drawn is not None
+    prediction = learner.predict(batch.context, batch.query)
+    assert prediction.logits is not None
+    losses = learner.score(prediction, batch.target)
+    corrected = prediction.logits.numpy() - shown.log_q
+    for row in range(len(batch)):
+        shares = np.exp(corrected[row][shown.mask[row]])
+        own = np.exp(corrected[row][batch.target.drawn[row] == Drawn.CHOSEN])
+        assert losses["rank"].value[row].item() == pytest.approx(-np.log(own / shares.sum()).item(), abs=1e-9)
+
+
+def test_a_tick_teaches_a_ranking_nothing(make_ranker: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_ranker), shared_batch(5)
+    tick = replace(batch, target=replace(batch.target, kind=TargetKind.TICK, drawn=None))
+    before, prediction = learner.state(), learner.predict(tick.context, tick.query)
+    assert not any(bool(loss.mask.any()) for loss in learner.score(prediction, tick.target).values())
+    learner.learn(tick, prediction)
+    assert same_bits(learner.state(), before)
+
+
+def test_a_ranking_learner_without_candidates_says_what_is_missing(make_ranker: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_ranker), shared_batch(5)
+    with pytest.raises(ValueError, match=r"Query\.candidates"):
+        learner.predict(batch.context, replace(batch.query, candidates=None))
+
+
+def small_cohort(**more: Any) -> Any:
+    return build_cohort("sdim", 3, warmup_events=24, publish_every=2, width=8, bits=12, short_n=4, negatives=4, **more)
+
+
+def plain(step: int) -> Batch:
+    """Users and items, but nobody has asked for candidates yet."""
+    histories = random_histories(step, 3, 12)
+    rows = [(user, visible) for user in range(3) for visible in (0, 1, 6, 10)]
+    return named(synthetic.batch_of(histories, rows, resolution=SECOND, first_key=100 * step))
+
+
+def test_a_ranking_cohort_goes_on_from_its_state_bit_for_bit() -> None:
+    cohort, heir = small_cohort(census_rate=0.5), small_cohort(census_rate=0.5)
+    for step in range(4):
+        cohort.step(plain(step))
+    state = cohort.state()
+    assert {name.partition("/")[0] for name in state} == {*cohort.arms, "ranking"}
+    heir.load({name: state[name] for name in sorted(state, reverse=True)})
+    left, right = cohort.step(plain(9)), heir.step(plain(9))
+    assert left.losses == right.losses
+    assert left.losses["learner"]["mrr"].count > 0
+    assert same_bits(heir.state(), cohort.state())
+
+
+def test_every_arm_of_a_ranking_cohort_is_asked_the_same() -> None:
+    cohort, actions = small_cohort(census_rate=0.5), list[str]()
+    for step in range(3):
+        report = cohort.step(plain(step))
+        actions += report.actions
+    names = set(report.losses["reference.own_count"])
+    for name in names:
+        assert len({losses[name].count for losses in report.losses.values()}) == 1, name
+    assert report.losses["learner"]["rank"].count == len(plain(0))
+    assert any(action.startswith("learner: published ") for action in actions)
+
+
+def test_a_ranking_cohort_refuses_a_batch_that_names_nobody_and_changes_nothing() -> None:
+    cohort = small_cohort()
+    cohort.step(plain(0))
+    before, batch = cohort.state(), plain(1)
+    with pytest.raises(ValueError, match=r"Query\.user and Target\.item"):
+        cohort.step(replace(batch, query=replace(batch.query, user=None)))
+    assert same_bits(cohort.state(), before)

@@ -57,9 +57,12 @@ def test_builders_are_found_by_name_and_a_wrong_name_gets_the_list() -> None:
     assert [build(name).name for name in ("prompttpp", "finetune", "slow", "markov")] == [
         *("prompttpp", "finetune", "slow", "markov")
     ]
-    with pytest.raises(ValueError, match="finetune, frozen, markov, prompttpp, slow"):
+    with pytest.raises(
+        ValueError, match="finetune, frozen, markov, own_count, prompttpp, sdim, sdim_frozen, sdim_unclocked, slow"
+    ):
         build("promptpp")
-    assert set(REFERENCES["prompttpp"]) < set(BUILDERS)
+    assert {arm for arms in REFERENCES.values() for arm in arms} < BUILDERS
+    assert list(references("sdim", width=8)) == ["sdim_frozen", "sdim_unclocked", "own_count"]
     assert list(references("prompttpp")) == ["frozen", "finetune", "markov"]
     assert references("markov") == {}
     assert build_cohort("prompttpp", hidden=16, last_n=48).needs.last_n == 48
