@@ -176,11 +176,11 @@ class Published:
         order = sorted(
             [(at, 0, n) for n, (at, _) in enumerate(row.oldest)] + [(at, 1, n) for n, (at, _) in enumerate(seen)]
         )
-        gone, late = order[:leaving], {n for _, new, n in order[:leaving] if new}
-        held = sum(not new for _, new, _ in gone)
-        # Past the end of the reserve nobody knows whether an unnamed behaviour is older than a late one.
-        if leaving and held == len(row.oldest) < row.events:
+        # Behind the last one named nobody knows whether an unnamed behaviour is older than a late one.
+        named = [place for place, (_, new, _) in enumerate(order, start=1) if not new]
+        if leaving > (len(order) if len(row.oldest) == row.events else max(named, default=0)):
             raise StaleRow(f"{leaving} behaviours leave the window, the row names {len(row.oldest)}")
+        gone, late = order[:leaving], {n for _, new, n in order[:leaving] if new}
         table = row.table.copy()
         table.take_away(*self.parts([row.oldest[n][1] for _, new, n in gone if not new]))
         table.add(*self.parts([item for n, (_, item) in enumerate(seen) if n not in late]))
