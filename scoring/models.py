@@ -52,9 +52,9 @@ def load(folder: Path, snapshot: Snapshot, *, device: str) -> Model:
     :raises BadSnapshot: the file is missing, changed, or of another learner or version, or its weights give
         no numbers. The message names the file.
     """
-    file = snapshots.path_of(folder, snapshot.id)
     if snapshot.sha256 is None:
-        raise BadSnapshot(f"{file} is registered without a sha256", "hash")
+        raise BadSnapshot(f"{snapshot.id} is registered without a sha256", "hash")
+    file = snapshots.path_of(folder, snapshot.id, snapshot.sha256)
     tensors, manifest = snapshots.read(folder, snapshot.id, sha256=snapshot.sha256)
     if manifest.get("learner") != snapshot.learner:
         raise BadSnapshot(f"{file} is of learner {manifest.get('learner')!r}, not {snapshot.learner!r}", "foreign")

@@ -23,7 +23,7 @@ Tensors = Mapping[str, NDArray[Any]]
 
 SCHEMA_VERSION = 1
 """Of file and manifest; a file of another version is refused."""
-
+_NAMED_DIGITS = 16  # of the digest, in file names
 
 Fault = Literal["missing", "unreadable", "schema", "hash", "foreign", "unfit"]
 """What is wrong with a file: not there; cut or no snapshot at all; of another schema version; of other bytes than
@@ -52,9 +52,13 @@ def digest(tensors: Tensors) -> str:
     return sha.hexdigest()
 
 
-def path_of(folder: Path, snapshot_id: str) -> Path:
-    """Where a snapshot's tensors are; the manifest stands beside it as .json."""
-    return folder / f"{snapshot_id}.safetensors"
+def path_of(folder: Path, snapshot_id: str, sha256: str) -> Path:
+    """Where a snapshot's tensors are; the manifest stands beside it as .json.
+
+    The name carries the id and the digest: two processes that hold one snapshot to be of different bytes (a fenced
+    one on another device class, say) write different files, so neither can spoil what the other made live.
+    """
+    return folder / f"{snapshot_id}.{sha256[:_NAMED_DIGITS]}.safetensors"
 
 
 def write(
@@ -63,18 +67,25 @@ def write(
     tensors: Tensors,
     manifest: Mapping[str, Any],
     *,
+    epoch: int = 0,
     renamed: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes both files durably: content, fsync, rename, fsync of the folder.
 
+    :param manifest: its "sha256" is the tensors' `digest`.
+    :param epoch: of the writer's seat. Stands in the unfinished files' names, so that no two processes write one;
+        what earlier epochs left unfinished is removed.
     :param renamed: called between the rename and the folder's fsync (fault injection).
     :raises Unwritable: the disk is full, read-only, ...; what was begun is removed.
     """
-    file = path_of(folder, snapshot_id)
+    file = path_of(folder, snapshot_id, manifest["sha256"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         described = json.dumps(manifest, indent=2, sort_keys=True).encode() + b"\n"
-        _replace({file.with_suffix(".json"): described, file: serialize(dict(tensors))})
+        try:
+            _replace({file.with_suffix(".json"): described, file: serialize(dict(tensors))}, epoch)
+        finally:
+            _remove_unfinished(folder, snapshot_id, epoch)
         renamed()
         _sync_folder(folder)
     except OSError as error:
@@ -86,7 +97,7 @@ def read(folder: Path, snapshot_id: str, *, sha256: str) -> tuple[dict[str, NDAr
 
     :raises BadSnapshot: missing, unreadable, of another schema version, or not the bytes it was made of.
     """
-    file = path_of(folder, snapshot_id)
+    file = path_of(folder, snapshot_id, sha256)
     try:
         manifest = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         tensors = parse(file.read_bytes())
@@ -103,27 +114,29 @@ def read(folder: Path, snapshot_id: str, *, sha256: str) -> tuple[dict[str, NDAr
 
 
 def remove(folder: Path, snapshot_id: str) -> None:
-    """Removes both files, if they are there."""
-    file = path_of(folder, snapshot_id)
-    file.unlink(missing_ok=True)
-    file.with_suffix(".json").unlink(missing_ok=True)
+    """Removes the snapshot's files, if there are any: of whatever bytes, so a fenced process's too."""
+    for file in folder.glob(f"{snapshot_id}.*"):
+        file.unlink(missing_ok=True)
 
 
-def _replace(files: Mapping[Path, bytes]) -> None:
-    """All are on disk before the first gets its name; what a killed process left behind is removed."""
-    unfinished = {file: file.with_name(f".{file.name}.{os.getpid()}") for file in files}
-    try:
-        for file, content in files.items():
-            with unfinished[file].open("wb") as out:
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
-        for file, written in unfinished.items():
-            written.replace(file)
-    finally:
-        for file in files:
-            for left in file.parent.glob(f".{file.name}.*"):
-                left.unlink(missing_ok=True)
+def _replace(files: Mapping[Path, bytes], epoch: int) -> None:
+    """All are on disk before the first gets its name."""
+    unfinished = {file: file.with_name(f".{file.name}.{epoch}") for file in files}
+    for file, content in files.items():
+        with unfinished[file].open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+    for file, written in unfinished.items():
+        written.replace(file)
+
+
+def _remove_unfinished(folder: Path, snapshot_id: str, epoch: int) -> None:
+    """What this process or one before it (killed, or fenced and still writing) left; a successor's is its own."""
+    for file in folder.glob(f".{snapshot_id}.*"):
+        writer = file.suffix.removeprefix(".")
+        if writer.isdecimal() and int(writer) <= epoch:
+            file.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

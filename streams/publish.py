@@ -94,7 +94,9 @@ def publish(
         "actions": list(actions),
         "sha256": sha256,
     }
-    snapshots.write(folder, new_id, tensors, manifest, renamed=lambda: failpoint("train.after_rename"))
+    snapshots.write(
+        folder, new_id, tensors, manifest, epoch=seat.epoch, renamed=lambda: failpoint("train.after_rename")
+    )
     delivered()
     failpoint("train.before_live")
     with connection.begin():

@@ -21,7 +21,7 @@ from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
 from runtime.settings import TrainSettings
 from runtime.telemetry import Health
-from storage import log, offsets, sequences
+from storage import log, offsets, sequences, snapshots
 from storage.engine import open_engine
 from storage.offsets import Advance, Claim, Cursor, Stream
 from storage.vocabulary import Vocabulary
@@ -186,6 +186,11 @@ class School:
     def live(self) -> list[str]:
         """Ids of the live snapshots, the oldest first."""
         return [row.id for row in self.query("SELECT id FROM snapshot WHERE status = 'live' ORDER BY step")]
+
+    def file(self, snapshot_id: str) -> Path:
+        """Where the tensors of a live snapshot are."""
+        [row] = self.query("SELECT sha256 FROM snapshot WHERE id = :id", id=snapshot_id)
+        return snapshots.path_of(self.folder, snapshot_id, row.sha256)
 
     def progress(self, *, at_least: int) -> list[Progress]:
         """What stands on `learning.progress`."""

@@ -29,6 +29,8 @@ from tests.integration.learning import School, schools
 
 TENSORS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7), "empty": np.zeros((0, 4))}
 MANIFEST = {"schema_version": snapshots.SCHEMA_VERSION, "sha256": snapshots.digest(TENSORS)}
+SHA256 = MANIFEST["sha256"]
+NAMES = [f"one.{str(SHA256)[:16]}.json", f"one.{str(SHA256)[:16]}.safetensors"]
 PLAN = Plan(learner="markov", seed=0, options={}, resolution_us=1_000_000)
 
 
@@ -47,7 +49,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert manifest == MANIFEST
     assert list(tensors) == ["a", "b", "empty"]
     assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.json", "one.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == NAMES
 
 
 def test_the_digest_covers_names_types_shapes_and_bytes_and_no_order() -> None:
@@ -113,16 +115,15 @@ SPOILT = [
 @pytest.mark.parametrize(("spoil", "fault"), SPOILT)
 def test_a_spoilt_file_is_refused_by_its_name(tmp_path: Path, spoil: Callable[[Path], None], fault: str) -> None:
     snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
-    spoil(snapshots.path_of(tmp_path, "one"))
+    spoil(snapshots.path_of(tmp_path, "one", snapshots.digest(TENSORS)))
     with pytest.raises(BadSnapshot, match=str(tmp_path / "one")) as refused:
         snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
     assert refused.value.fault == fault
 
 
 def test_another_snapshot_under_this_name_is_refused(tmp_path: Path) -> None:
-    foreign = {"a": np.ones(3)}
-    snapshots.write(tmp_path, "one", foreign, {**MANIFEST, "sha256": snapshots.digest(foreign)})
-    with pytest.raises(BadSnapshot, match=r"one\.safetensors holds other bytes than were written"):
+    snapshots.write(tmp_path, "one", {"a": np.ones(3)}, MANIFEST)
+    with pytest.raises(BadSnapshot, match=r"one\.\w+\.safetensors holds other bytes than were written"):
         snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
 
 
@@ -130,7 +131,7 @@ def test_another_snapshot_under_this_name_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file_number: int) -> None:
     with monkeypatch.context() as patched:
         _fill_disk(patched, at=file_number)
-        with pytest.raises(Unwritable, match=r"one\.safetensors: No space left on device"):
+        with pytest.raises(Unwritable, match=r"one\.\w+\.safetensors: No space left on device"):
             snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
     assert list(tmp_path.iterdir()) == []
     snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
@@ -158,13 +159,28 @@ def test_both_files_and_then_their_folder_are_synced(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", spy)
     snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
-    assert synced == [(False, []), (False, []), (True, ["one.json", "one.safetensors"])]
+    assert synced == [(False, []), (False, []), (True, NAMES)]
 
 
-def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".one.safetensors.4711").write_bytes(b"half")
-    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["one.json", "one.safetensors"]
+def test_what_an_earlier_epoch_left_unfinished_is_removed_and_what_a_later_one_is_writing_is_not(
+    tmp_path: Path,
+) -> None:
+    for epoch in (4, 6):
+        (tmp_path / f".one.0123456789abcdef.safetensors.{epoch}").write_bytes(b"half")
+    snapshots.write(tmp_path, "one", TENSORS, MANIFEST, epoch=5)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".one.0123456789abcdef.safetensors.6", *NAMES]
+
+
+def test_two_that_disagree_on_a_snapshots_bytes_write_two_files_and_both_are_removed_with_it(tmp_path: Path) -> None:
+    other = {"a": np.ones(3)}
+    for tensors in (TENSORS, other):
+        snapshots.write(tmp_path, "one", tensors, {**MANIFEST, "sha256": snapshots.digest(tensors)})
+    snapshots.write(tmp_path, "one-more", other, {**MANIFEST, "sha256": snapshots.digest(other)})
+    for tensors in (TENSORS, other):
+        found, _ = snapshots.read(tmp_path, "one", sha256=snapshots.digest(tensors))
+        assert list(found) == sorted(tensors)
+    snapshots.remove(tmp_path, "one")
+    assert {file.name.partition(".")[0] for file in tmp_path.iterdir()} == {"one-more"}
 
 
 def _fill_disk(patched: pytest.MonkeyPatch, *, at: int) -> None:
@@ -197,7 +213,7 @@ def publish_in(school: School, connection: Connection, seat: Seat, **given: Any)
         "actions": (),
         "delivered": lambda: None,
     }
-    course = Course(PLAN, PLAN.fresh(), {}, front=None)
+    course = given.pop("course", None) or Course(PLAN, PLAN.fresh(), {}, front=None)
     return publish(connection, seat, course, PLAN, **{**values, **given})
 
 
@@ -214,7 +230,9 @@ def test_a_snapshot_is_registered_written_told_and_only_then_live(school: School
     with school.engine.connect() as connection:
         published = publish_in(school, connection, seat_of(connection), delivered=delivered)
     name = "markov-1-0000000001"
-    assert seen == [({name: "writing"}, [f"{name}.json", f"{name}.safetensors"])]
+    [(status, files)] = seen
+    assert status == {name: "writing"}
+    assert files == [school.file(name).with_suffix(".json").name, school.file(name).name]
     assert statuses(school) == {name: "live"}
     assert published.id == name
 
@@ -254,11 +272,53 @@ def test_a_zombie_publishes_nothing(school: School) -> None:
     assert school.journalled() == 0
 
 
+def test_a_zombie_that_computes_other_bytes_spoils_no_file_of_its_successor(school: School) -> None:
+    """It slept between registering the snapshot and writing its file; its successor has another device class."""
+    with school.engine.connect() as zombie, school.engine.connect() as other:
+        seat = seat_of(zombie)
+        successors = list[Published]()
+
+        class Asleep(Course):
+            def tensors(self) -> dict[str, Any]:
+                successors.append(publish_in(school, other, seat_of(other)))
+                return {**super().tensors(), "rounded otherwise": np.ones(1)}
+
+        with pytest.raises(Fenced):
+            publish_in(school, zombie, seat, course=Asleep(PLAN, PLAN.fresh(), {}, front=None))
+    [published] = successors
+    [row] = school.query("SELECT status, sha256 FROM snapshot")
+    assert (row.status, row.sha256) == ("live", published.sha256)
+    assert len(list(school.folder.glob("*.safetensors"))) == 2, "the zombie did write"
+    snapshots.read(school.folder, published.id, sha256=row.sha256)
+
+
+def test_a_file_that_a_fenced_process_left_is_in_nobodys_way(school: School) -> None:
+    class Other(Course):
+        def tensors(self) -> dict[str, Any]:
+            return {**super().tensors(), "rounded otherwise": np.ones(1)}
+
+    def fenced() -> None:
+        raise Fenced("another took over while it waited")
+
+    with school.engine.connect() as connection:
+        with pytest.raises(Fenced):
+            publish_in(
+                school,
+                connection,
+                seat_of(connection),
+                course=Other(PLAN, PLAN.fresh(), {}, front=None),
+                delivered=fenced,
+            )
+        published = publish_in(school, connection, seat_of(connection))
+    snapshots.read(school.folder, published.id, sha256=published.sha256)
+    assert set(statuses(school).values()) == {"live"}
+
+
 def test_repeating_to_other_bytes_than_were_published_is_refused_and_touches_no_file(school: School) -> None:
     with school.engine.connect() as connection:
         seat = seat_of(connection)
         published = publish_in(school, connection, seat)
-        file = snapshots.path_of(school.folder, published.id)
+        file = school.file(published.id)
         file.write_bytes(b"spoilt")
         school.query("UPDATE snapshot SET sha256 = 'other'")
         with pytest.raises(Refused, match="it was published with other") as refused:
@@ -289,13 +349,13 @@ def test_a_row_without_a_live_file_is_ignored(school: School) -> None:
     assert newest.parent == first.snapshot_id
 
 
-def test_each_snapshot_names_its_parent_and_its_files_carry_its_id(school: School) -> None:
+def test_each_snapshot_names_its_parent_and_its_files_carry_its_id_and_digest(school: School) -> None:
     school.write(24)
     school.train(snapshot_every_s=0)
     rows = school.query("SELECT id, parent, sha256, manifest FROM snapshot ORDER BY step")
     assert [row.parent for row in rows] == [None, *(row.id for row in rows[:-1])]
     assert sorted(file.name for file in school.folder.iterdir()) == sorted(
-        f"{row.id}.{kind}" for row in rows for kind in ("json", "safetensors")
+        f"{row.id}.{row.sha256[:16]}.{kind}" for row in rows for kind in ("json", "safetensors")
     )
     for row in rows:
         _, manifest = snapshots.read(school.folder, row.id, sha256=row.sha256)
@@ -310,8 +370,8 @@ def test_a_spoilt_snapshot_is_named_and_learnt_again_from_the_one_before(
     school.write(24)
     school.train(snapshot_every_s=0)
     *_, before, newest = live = school.live()
-    spoil(snapshots.path_of(school.folder, newest))
-    spoil(snapshots.path_of(school.folder, before))
+    spoil(school.file(newest))
+    spoil(school.file(before))
     with capture_logs() as said:
         totals = school.train()
     named = [line for line in said if line["event"] == "train.bad_snapshot"]
@@ -327,7 +387,7 @@ def test_without_any_readable_snapshot_everything_is_learnt_again(school: School
     school.write(24)
     school.train(snapshot_every_s=0)
     for one in school.live():
-        _missing(snapshots.path_of(school.folder, one))
+        _missing(school.file(one))
     totals = school.train()
     assert totals.repeated_steps == school.journalled() == 3
     for row in school.query("SELECT id, sha256 FROM snapshot"):

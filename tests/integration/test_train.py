@@ -241,7 +241,7 @@ def test_train_is_unready_until_it_has_repeated_what_was_journalled_snapshots_in
     school.write(24)
     school.train(snapshot_every_s=0)
     for snapshot in school.live():
-        (school.folder / f"{snapshot}.safetensors").unlink()
+        school.file(snapshot).unlink()
     school.health = health = NotedHealth("train")
     assert school.train(snapshot_every_s=0).repeated_steps == 3
     said = [why for _, why in health.noted]
@@ -309,7 +309,7 @@ def test_reactions_are_journalled_with_the_next_step_even_over_a_restart(school:
     [last] = school.query("SELECT actions FROM journal WHERE step = 5")
     assert len(last.actions) == 1200 - 1024
     for snapshot in school.live()[-2:]:
-        (school.folder / f"{snapshot}.safetensors").unlink()
+        school.file(snapshot).unlink()
     totals = school.train(**many)
     assert (totals.repeated_steps, totals.snapshots) == (2, 2)
 

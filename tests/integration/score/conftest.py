@@ -98,9 +98,13 @@ class World:
             seat, _ = journal.take_seat(connection, learner="prompttpp", version="1", config=config)
             registry.begin(connection, seat, snapshot)
             snapshots.write(self.folder, snapshot.id, tensors, manifest)
-            spoil(snapshots.path_of(self.folder, snapshot.id))
+            spoil(snapshots.path_of(self.folder, snapshot.id, sha256))
             registry.make_live(connection, seat, snapshot.id, sha256=sha256, manifest=manifest)
         return snapshot.id
+
+    def file(self, step: int) -> Path:
+        """Where the tensors after `step` steps are."""
+        return snapshots.path_of(self.folder, snapshot_of(step).id, snapshots.digest(self.states[step - 1]))
 
 
 def snapshot_of(step: int) -> registry.Snapshot:

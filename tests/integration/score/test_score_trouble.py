@@ -77,12 +77,12 @@ def test_without_a_live_snapshot_requests_are_asked_to_come_again(serve: Serve, 
 
 
 def test_while_no_snapshot_can_be_read_requests_are_told_which_files_to_restore(serve: Serve, world: World) -> None:
-    bad = world.publish(1, spoil=Path.unlink)
+    world.publish(1, spoil=Path.unlink)
     running = serve(ready=False)
     running.until(lambda: "is missing" in running.client.get("/readyz").text)
     error = running.post("ann").json()["error"]
     assert (error["reason"], error["where"]) == ("not_ready", "learner prompttpp")
-    assert error["message"] == f"{world.folder / bad}.safetensors is missing"
+    assert error["message"] == f"{world.file(1)} is missing"
     assert "restore these files" in error["todo"]
 
 
