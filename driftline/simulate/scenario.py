@@ -81,21 +81,8 @@ class Scenario:
     """Repeated records per event, evenly spread."""
 
     def __post_init__(self) -> None:
-        if self.users < 2 or self.items < 1:
-            raise ValueError(f"a simulation needs 2 users and 1 item; here: {self.users} and {self.items}")
-        if not 0 <= self.branching_in_all < 1 or min(self.branching, self.friend_effect) < 0:
-            raise ValueError(
-                f"branching {self.branching} + message_share {self.message_share} x friend_effect "
-                f"{self.friend_effect} must be in [0, 1): else events multiply without end"
-            )
-        low = {"duration_s": self.duration_s, "events_per_day": self.events_per_day, "decay_s": self.decay_s}
-        low |= {"speed_after": self.speed_after, "change_lasts_s": self.change_lasts_s}
-        if self.retire_every_s is not None:
-            low["retire_every_s"] = self.retire_every_s
-        if wrong := [f"{name} = {value}" for name, value in low.items() if value <= 0]:
-            raise ValueError(f"must be above 0: {', '.join(wrong)}")
-        if self.basket_items < 1 or min(self.malformed_rate, self.duplicate_rate, self.label_delay_s) < 0:
-            raise ValueError("a basket has 1 item at least, and no rate or delay is below 0")
+        if wrong := _wrong(self):
+            raise ValueError(wrong)
 
     @property
     def branching_in_all(self) -> float:
@@ -119,11 +106,38 @@ class Scenario:
 
     @property
     def tag(self) -> str:
-        """Stands in event ids: worlds that differ in more than their length share none."""
-        world = asdict(self) | {"duration_s": None}
+        """Stands in event ids: worlds that differ in more than their length share none (but by chance, 1 in 2**32)."""
+        without = {"duration_s"}
+        if self.change_after_s is None:
+            without |= {"drift", "change_lasts_s", "speed_after"}
+        elif self.drift is Drift.ABRUPT:
+            without |= {"change_lasts_s"}
+        world = {name: value for name, value in asdict(self).items() if name not in without}
         return hashlib.blake2s(msgspec.json.encode(world, order="sorted"), digest_size=4).hexdigest()
 
 
 def time(us: int) -> datetime:
     """Microseconds since 1970 as a time."""
     return _EPOCH + timedelta(microseconds=us)
+
+
+def _wrong(world: Scenario) -> str | None:
+    """Why it cannot be; None = it can."""
+    if world.users < 2 or world.items < 1:
+        return f"a simulation needs 2 users and 1 item; here: {world.users} and {world.items}"
+    if not 0 <= world.branching_in_all < 1 or min(world.branching, world.friend_effect) < 0:
+        return (
+            f"branching {world.branching} + message_share {world.message_share} x friend_effect "
+            f"{world.friend_effect} must be in [0, 1): else events multiply without end"
+        )
+    if not 0 <= world.message_share <= 1:
+        return f"message_share must be in [0, 1], not {world.message_share}"
+    if world.basket_items < 1:
+        return f"a basket has 1 item at least: basket_items = {world.basket_items}"
+    above = ("duration_s", "events_per_day", "decay_s", "speed_after", "change_lasts_s", "retire_every_s")
+    if low := [name for name in above if (value := getattr(world, name)) is not None and value <= 0]:
+        return f"must be above 0: {', '.join(low)}"
+    least = ("malformed_rate", "duplicate_rate", "label_delay_s", "friends")
+    if low := [name for name in least if getattr(world, name) < 0]:
+        return f"must not be below 0: {', '.join(low)}"
+    return None

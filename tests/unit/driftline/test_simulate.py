@@ -109,6 +109,7 @@ def test_the_truth_can_be_read_as_json() -> None:
         ({"duration_s": 0.0}, "duration_s"),
         ({"retire_every_s": 0.0}, "retire_every_s"),
         ({"basket_items": 0.5}, "basket"),
+        ({"message_share": 1.5, "friend_effect": 0.0}, "message_share"),
     ],
 )
 def test_a_world_that_cannot_be_is_refused(wrong: dict[str, float], why: str) -> None:
