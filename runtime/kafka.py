@@ -147,9 +147,9 @@ def consumer(
         "enable.partition.eof": False,
         "isolation.level": "read_committed",
         "fetch.wait.max.ms": 100,
-        "fetch.max.bytes": 32 * _MIB,
+        "fetch.max.bytes": 8 * _MIB,
         "max.partition.fetch.bytes": 4 * _MIB,
-        "queued.max.messages.kbytes": 32 * 1024,  # KiB: what one process may hold unread
+        "queued.max.messages.kbytes": 16 * 1024,  # KiB: what one process may hold unread
         "fetch.queue.backoff.ms": 10,  # ms; the default, a second, starves a fast reader
         **config.options,
         **(extra or {}),

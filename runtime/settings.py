@@ -43,7 +43,7 @@ class IngestSettings(_Group):
     """`driftline ingest`."""
 
     group: str = Field(default="driftline-ingest", description="consumer group")
-    batch_records: Count = Field(default=40_000, description="records: a batch is committed when it holds so many")
+    batch_records: Count = Field(default=60_000, description="records: a batch is committed when it holds so many")
     batch_bytes: Count = Field(default=64 * 2**20, description="bytes of record values: or so much")
     linger_s: Seconds = Field(default=0.1, description="seconds: or when its first record is so old")
     duplicate_window: Count = Field(

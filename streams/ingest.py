@@ -55,7 +55,7 @@ class Ingest:
         # Records are many small objects without cycles: the default thresholds would walk them for nothing.
         gc.set_threshold(200_000, 20, 50)
         # The writing thread often comes back from Arrow or Postgres for an instant: it must not wait 5 ms each time.
-        sys.setswitchinterval(0.0005)
+        sys.setswitchinterval(0.0001)
         while not self._stop.is_set():
             batches_before = self.totals.batches
             for attempt in attempts(self._stop):
