@@ -67,7 +67,8 @@ def target_attention(histories: Tensor, candidates: Tensor) -> Tensor:
 
 def sdim(histories: Tensor, candidates: Tensor, *, bits: int, tau: int) -> Tensor:
     matrix, found = hash_matrix(11, signatures=bits // tau, tau=tau, width=WIDTH), []
-    for users, asked in zip(histories.split(20), candidates.split(20), strict=True):
+    for start in range(0, USERS, 20):
+        users, asked = histories[start : start + 20], candidates[start : start + 20]
         real = torch.ones(users.shape[:2], dtype=torch.bool)
         sums, _ = build(users, signatures(users, matrix), real, 2**tau)
         found.append(read(sums, signatures(asked, matrix), torch.arange(len(users))))
@@ -112,8 +113,11 @@ def test_signatures_rank_like_attention_over_the_whole_history_and_better_than_i
     found = []
     for seed in range(3):
         histories, candidates, clicks = simulate(seed)
-        ways = (average(histories, candidates), sdim(histories, candidates, bits=48, tau=3))
-        ways = (*ways, target_attention(histories, candidates))
+        ways = (
+            average(histories, candidates),
+            sdim(histories, candidates, bits=48, tau=3),
+            target_attention(histories, candidates),
+        )
         found.append([held_out_auc(interest, candidates, clicks, seed=seed) for interest in ways])
     averaged, signed, attended = np.asarray(found).mean(axis=0)
     assert signed >= attended - 0.005

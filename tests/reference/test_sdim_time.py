@@ -1,4 +1,4 @@
-"""What a request costs: from a stored row nothing depends on how long the history is (Cao et al., CIKM 2022, table 1)."""
+"""What a request costs: from a stored row, nothing depends on the length of the history (Cao et al., 2022, table 1)."""
 
 from __future__ import annotations
 
