@@ -96,8 +96,7 @@ def test_the_first_rows_of_a_data_set_come_in_once_each(
     assert first["rows"] == again["rows"] == 1_500
     ingest_once(database, tansu_topics)
     found = as_json("status")
-    # Nobody in the first check-ins' cities is a friend of their own but for one; retail lines without a customer
-    # are refused each time they come.
+    # Refused each time they come: retail lines without a customer, and the one friendship that is with oneself.
     refused = {"online_retail": {"missing_field": 2 * first["malformed"]}, "foursquare": {"self_relation": 2}}
     assert found["dead_letters"] == refused.get(name, {})
     read, accepted = (

@@ -9,7 +9,7 @@ from itertools import takewhile
 import pytest
 
 from contracts.codec import Reason
-from driftline.simulate import DAY_S, Drift, Scenario, Simulation
+from driftline.simulate import DAY_S, Drift, Scenario, Simulation, arrivals
 from tests.simulated import sorted_out
 
 DIRTY = Scenario(seed=3, users=60, malformed_rate=0.05, duplicate_rate=0.04)
@@ -74,8 +74,12 @@ def test_the_counts_of_the_truth_are_what_a_reader_finds() -> None:
     assert malformed == simulation.truth.malformed
 
 
+@pytest.mark.parametrize("block", [300, 40_000])
 @pytest.mark.parametrize("rate", [0.05, 0.3, 1.0, 2.5])
-def test_malformed_and_repeated_records_are_exactly_as_many_as_asked_for(rate: float) -> None:
+def test_malformed_and_repeated_records_are_exactly_as_many_as_asked_for(
+    rate: float, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "_BLOCK", block)
     truth = Simulation(replace(DIRTY, malformed_rate=rate, duplicate_rate=rate)).truth
     events = sum(count for topic, count in truth.valid.items() if topic.startswith("events."))
     assert sum(truth.duplicates.values()) == sum(truth.malformed.values()) == int(rate * events)

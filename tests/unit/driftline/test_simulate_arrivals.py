@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from driftline.simulate import DAY_S, MESSAGE, Drift, Scenario, Simulation
+from driftline.simulate import DAY_S, MESSAGE, Drift, Scenario, Simulation, arrivals
 from driftline.simulate.schedule import Schedule
 from tests.simulated import Occasion, occasions, seconds
 
@@ -37,6 +37,17 @@ def test_the_process_starts_in_its_stationary_state() -> None:
     count = len(occasions(Simulation(scenario)))
     expected = scenario.rate * scenario.users * scenario.duration_s
     assert abs(count - expected) < 4 * np.sqrt(expected) / (1 - scenario.branching_in_all)
+
+
+def test_what_is_brought_on_beyond_a_block_comes_in_a_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 20 minutes, delays of two hours on average: nearly all of it lies beyond."""
+    monkeypatch.setattr(arrivals, "_BLOCK", 50)
+    scenario = replace(STEADY, decay_s=7_200.0, duration_s=2 * DAY_S)
+    found = occasions(Simulation(scenario))
+    expected = scenario.rate * scenario.users * scenario.duration_s
+    assert abs(len(found) - expected) < 4 * np.sqrt(expected) / (1 - scenario.branching_in_all)
+    at_s = seconds(found, scenario.start)
+    assert (np.diff(at_s) >= 0).all()
 
 
 def test_without_excitation_waiting_times_are_exponential() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from contracts import topics
 from contracts.codec import Decoder
 from contracts.records import Item, Label, Payment, Relation
-from driftline.simulate import DAY_S, MESSAGE, TYPES, Drift, Scenario, Simulation
+from driftline.simulate import DAY_S, MESSAGE, TYPES, Drift, Scenario, Simulation, arrivals
 from driftline.simulate.world import FRAUD
 from tests.simulated import decoded, events, occasions, seconds
 
@@ -31,6 +31,14 @@ def test_types_follow_the_transitions_of_the_truth_before_and_after(clean: Simul
     np.testing.assert_allclose(before, truth.before.transitions, atol=0.05)
     np.testing.assert_allclose(after, truth.after.transitions, atol=0.05)
     assert np.abs(truth.before.transitions - truth.after.transitions).max() > 0.2
+
+
+def test_habits_go_on_from_one_block_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than one event of a user in a block."""
+    monkeypatch.setattr(arrivals, "_BLOCK", 200)
+    simulation = Simulation(replace(CLEAN, change_after_s=None))
+    (found,) = _transitions(simulation, [0.0, 14 * DAY_S])
+    np.testing.assert_allclose(found, simulation.truth.before.transitions, atol=0.05)
 
 
 def test_without_a_change_nothing_changes() -> None:
