@@ -136,6 +136,7 @@ class Membership:
             wait([self._under_way.outcome])  # its outcome is no longer of interest: memory is dropped
             self._under_way = None
         self._claims.clear()
+        self._collector.hand_over()
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:
