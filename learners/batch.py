@@ -133,6 +133,9 @@ class Target:
     """[B] weight in the loss."""
     item: Strings | None = None
     """[B] item of the event, None where it has none; None as a whole where nobody ranks."""
+    wanted: Bools | None = None
+    """[B] whether the item is a choice that counts: it makes the item more frequent, and it is ranked if anybody
+    ever chose the item before."""
     drawn: Ints | None = None
     """[B, C] a `Drawn` for each of `Query.candidates`."""
     repeat: Bools | None = None

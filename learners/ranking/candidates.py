@@ -3,7 +3,8 @@
 Negatives are drawn from counts strictly before the event (the step's start), keyed by the event's identity, the same
 for every arm; items of the event's basket are never among them. Half of them are uniform over the known items, half
 as popular as the items were: `log_q` is the log-probability of that mixture (Yi et al., RecSys 2019, 3).
-A basket that reaches over a step is known as far as it has come.
+An item that nobody chose before the step is not ranked: it could not have been a negative, so being new would give it
+away. A basket that reaches over a step is known as far as it has come.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class Ranking:
         drawn = np.asarray([0, *(int(kind) for kind in KINDS for _ in range(self.config.negatives))], dtype=np.int64)
         names, shape = self._names(), (len(batch), len(drawn))
         items, mask = np.full(shape, None, dtype=np.object_), np.zeros(shape, dtype=np.bool_)
-        numbers = self._draws(batch.origin.key)
+        numbers, known = self._draws(batch.origin.key), set(self._items.names)
         for row, basket in enumerate(self._baskets_of(batch, user, item)):
-            if basket is not None:
+            if basket is not None and item[row] in known:
                 allowed = [[names[n] for n in draws if names[n] not in basket] for draws in numbers[row]]
                 kept = [one[: self.config.negatives] for one in allowed]
                 self._fill(items[row], mask[row], item[row], kept)
@@ -80,10 +81,12 @@ class Ranking:
         user, item = self._named(batch)
         baskets = self._baskets_of(batch, user, item)
         picked = uniform(self.config.seed, "census", batch.origin.key) < self.config.census_rate
-        rows = np.asarray([row for row, basket in enumerate(baskets) if basket is not None and picked[row]], np.int64)
-        if len(rows) == 0 or len(self._items) == 1:
+        names, known = self._names()[1:], self._items.numbers(item) != UNKNOWN
+        rows = np.asarray(
+            [n for n, basket in enumerate(baskets) if basket is not None and picked[n] and known[n]], np.int64
+        )
+        if len(rows) == 0:
             return None
-        names = self._names()[1:]
         items = np.empty((len(rows), len(names) + 1), dtype=np.object_)
         items[:, 0], items[:, 1:] = item[rows], names
         mask = np.ones(items.shape, dtype=np.bool_)
@@ -102,7 +105,7 @@ class Ranking:
         if batch.target.kind is TargetKind.TICK:
             return ()
         user, item = self._named(batch)
-        rows = np.flatnonzero(self._ranked(batch, item))
+        rows = np.flatnonzero(self._wanted(batch, item))
         for row in rows.tolist():
             key = (str(user[row]), int(batch.target.at[row]))
             self._baskets.setdefault(key, set()).add(item[row])
@@ -148,12 +151,14 @@ class Ranking:
 
     def _named(self, batch: Batch) -> tuple[Strings, Strings]:
         user, item = batch.query.user, batch.target.item
+        if item is None and batch.target.kind is TargetKind.TICK:
+            item = np.full(len(batch), None, dtype=np.object_)
         if user is None or item is None:
             raise ValueError("a ranking learner needs Query.user and Target.item; this batch has none")
         return user, item
 
-    def _ranked(self, batch: Batch, item: Strings) -> Bools:
-        """[B] whether the row's item is a target."""
+    def _wanted(self, batch: Batch, item: Strings) -> Bools:
+        """[B] whether the row's item is a choice that counts."""
         if batch.target.kind is TargetKind.TICK:
             return np.zeros(len(batch), dtype=np.bool_)
         types, wanted = batch.target.type, self.config.target_types
@@ -161,13 +166,13 @@ class Ranking:
         return np.asarray(rows, dtype=np.bool_)
 
     def _baskets_of(self, batch: Batch, user: Strings, item: Strings) -> list[set[str] | None]:
-        """Each ranked row's basket as far as it is known; None for a row that is not ranked."""
+        """Basket of each row that counts, as far as it is known; None for any other."""
         found: dict[tuple[str, int], set[str]] = {}
-        ranked = self._ranked(batch, item)
+        wanted = self._wanted(batch, item)
         keys = list(zip(user.tolist(), batch.target.at.tolist(), strict=True))
-        for row in np.flatnonzero(ranked).tolist():
+        for row in np.flatnonzero(wanted).tolist():
             found.setdefault(keys[row], set(self._baskets.get(keys[row], ()))).add(item[row])
-        return [found[key] if ranked[row] else None for row, key in enumerate(keys)]
+        return [found[key] if wanted[row] else None for row, key in enumerate(keys)]
 
     def _draws(self, keys: Ints) -> Ints:
         """[B, 2, SPARE * negatives] numbers of items, a function of seed, event and counts."""
@@ -191,7 +196,7 @@ class Ranking:
             items[start : start + len(names)], mask[start : start + len(names)] = names, True
 
     def _log_q(self, numbers: Ints) -> Floats:
-        """log(1/2 uniform + 1/2 popular) of each item; one that is not known could have been drawn as any other."""
+        """log(1/2 uniform + 1/2 popular) of each item."""
         known, total = max(len(self._items) - 1, 1), max(int(self._counts.sum()), 1)
         return np.asarray(np.log(0.5 / known + 0.5 * self._counts[numbers] / total))
 
@@ -202,11 +207,16 @@ class Ranking:
         return names
 
     def _asked(self, batch: Batch, candidates: Candidates, drawn: Ints) -> Batch:
-        tick = batch.target.kind is TargetKind.TICK
+        target, (_, item) = batch.target, self._named(batch)
         return replace(
             batch,
             query=replace(batch.query, candidates=candidates),
-            target=replace(batch.target, drawn=None if tick else drawn, repeat=_repeats(batch)),
+            target=replace(
+                target,
+                wanted=self._wanted(batch, item),
+                drawn=None if target.kind is TargetKind.TICK else drawn,
+                repeat=_repeats(batch, item),
+            ),
         )
 
 
@@ -233,6 +243,7 @@ def rows_of(batch: Batch, rows: Ints) -> Batch:
             timed=target.timed[rows],
             weight=target.weight[rows],
             item=target.item[rows],
+            wanted=None,
             drawn=None,
             repeat=None,
         ),
@@ -240,11 +251,10 @@ def rows_of(batch: Batch, rows: Ints) -> Batch:
     )
 
 
-def _repeats(batch: Batch) -> Bools:
+def _repeats(batch: Batch, item: Strings) -> Bools:
     """[B] whether the row's item stands in the history it may see."""
     seen: dict[tuple[int, int], set[str]] = {}
-    context, item = batch.context, batch.target.item
-    assert item is not None
+    context = batch.context
     found = np.zeros(len(batch), dtype=np.bool_)
     for row, pair in enumerate(zip(batch.query.stack.tolist(), batch.query.visible.tolist(), strict=True)):
         if pair not in seen:

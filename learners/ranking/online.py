@@ -28,7 +28,7 @@ from learners.models.sdim import Asked, Items, SDIMConfig, Weights, ask, initial
 from learners.protocol import ForeignState, Losses, Needs, Prediction, Report, ServingOnly, State
 from learners.randomness import digest, uniform
 from learners.ranking.measures import chosen_of, measures, rank_loss
-from learners.ranking.popularity import ranked, ranking
+from learners.ranking.popularity import choices, ranked, ranking
 from learners.ranking.published import Published, SignatureRow, first, next_version
 from learners.ranking.tables import UserTables
 from learners.vocabulary import UNKNOWN, UNKNOWN_NAME, Vocabulary, rows_for
@@ -180,29 +180,36 @@ class SDIM:
     # Learn
 
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
-        """One step on the mean rank loss of the rows that have a target; then, when it is time, a publication."""
+        """One step on the mean rank loss of the rows that are ranked; then, when it is time, a publication."""
         if self._moments is None:
             raise ServingOnly
-        candidates, item = ranked(batch.query), batch.target.item
-        chosen = chosen_of(candidates, batch.target)
-        rows = chosen.any(-1)
-        if not bool(rows.any()) or item is None:
+        items = choices(batch.target)
+        if not items:
             self._tables.learn(batch, self._published)
             return Report(losses={})
+        losses, moved = self._learn_ranks(batch, prediction)
+        self._steps, self._since = self._steps + 1, self._since + 1
+        numbered = self._learn_items(batch.context.item.tolist(), items)
+        said = self._publish_if_due()
+        self._tables.learn(batch, self._published)
+        return Report(losses=losses, actions=(*(() if moved else (NOT_FINITE,)), *numbered, *said))
+
+    def _learn_ranks(self, batch: Batch, prediction: Prediction | None) -> tuple[dict[str, float], bool]:
+        """Losses as trained on, and whether every gradient was finite."""
+        candidates = ranked(batch.query)
+        chosen = chosen_of(candidates, batch.target)
+        rows = chosen.any(-1).sum()
+        if not rows:
+            return {}, True
         memo = self._memo(prediction or self.predict(batch.context, batch.query))
         usable = [forward for forward in memo.fresh if forward.logits.requires_grad]
         forward = usable[0] if usable else self._forward(memo.asked, grad=True, learning=True)
         weight = torch.from_numpy(batch.target.weight)
-        loss = (weight * rank_loss(forward.logits, candidates, chosen)).sum() / rows.sum()
+        loss = (weight * rank_loss(forward.logits, candidates, chosen)).sum() / rows
         losses = {"rank": float(loss.detach())}
         if self._since % self.config.check_every == 0:
             losses |= self._health(memo.asked)
-        moved = self._move(forward, loss)
-        self._steps, self._since = self._steps + 1, self._since + 1
-        numbered = self._learn_items(batch.context.item.tolist(), item[rows.numpy()].tolist())
-        said = self._publish_if_due()
-        self._tables.learn(batch, self._published)
-        return Report(losses=losses, actions=(*(() if moved else (NOT_FINITE,)), *numbered, *said))
+        return losses, self._move(forward, loss)
 
     def _move(self, forward: Forward, loss: Tensor) -> bool:
         """Backward pass and optimisers. A gradient that is not finite moves nothing, and the answer is False."""
@@ -269,18 +276,15 @@ class SDIM:
         return (f"published {self._published.embedding}",)
 
     def drift(self) -> float:
-        """Share of (item, signature) pairs, among published items, that a publication now would change."""
-        names = self._published.names
-        strings = np.empty(len(names), dtype=np.object_)
-        strings[:] = names
-        own = self._items.numbers(strings)
-        known = own != UNKNOWN
-        if not known.any():
-            return 1.0 if len(self._items) > 1 else 0.0
-        fresh = self._table[torch.from_numpy(own[known])]
-        centre = self._table[: len(self._items)].double().mean(0).float()
-        changed = signatures(fresh - centre, self._published.matrix) != self._published.signatures[1:][known]
-        return float(changed.double().mean())
+        """Share of (item, signature) pairs that a publication now would change; an item that is not published
+        counts as changed."""
+        if len(self._items) == 1:
+            return 0.0
+        served = torch.from_numpy(self._published.numbers(self._items.names))
+        fresh = self._table[: len(self._items)]
+        centre = fresh.double().mean(0).float()
+        changed = signatures(fresh[1:] - centre, self._published.matrix) != self._published.signatures[served]
+        return float((changed | (served == UNKNOWN).unsqueeze(1)).double().mean())
 
     def _publish(self) -> None:
         names = np.empty(len(self._items), dtype=np.object_)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.batch import Batch, Candidates, Context, Floats, Query, Target
+from learners.batch import Batch, Candidates, Context, Floats, Query, Target, TargetKind
 from learners.blocks.popularity_counts import PopularityCounts
 from learners.coding import below, check_like, check_names, prefixed
 from learners.protocol import Losses, Needs, Prediction, Report, State
@@ -70,17 +70,16 @@ class OwnCountFloor:
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
         candidates = ranked(batch.query)
         chosen = chosen_of(candidates, batch.target)
-        rows = chosen.any(-1)
-        if not bool(rows.any()) or batch.target.item is None:
-            return Report(losses={})
-        memo = (prediction or self.predict(batch.context, batch.query)).memo
-        assert isinstance(memo, _Memo)
-        found = torch.stack([rank_loss(logits, candidates, chosen)[rows].mean() for logits in memo.logits])
-        best = float(found[int(self._losses.argmin())])
-        self._losses = FORGET * self._losses + found
-        numbered = self._popularity.learn(batch.target.item[rows.numpy()].tolist())
+        rows, losses = chosen.any(-1), {}
+        if bool(rows.any()):
+            memo = (prediction or self.predict(batch.context, batch.query)).memo
+            assert isinstance(memo, _Memo)
+            found = torch.stack([rank_loss(logits, candidates, chosen)[rows].mean() for logits in memo.logits])
+            losses["rank"] = float(found[int(self._losses.argmin())])
+            self._losses = FORGET * self._losses + found
+        numbered = self._popularity.learn(choices(batch.target))
         actions = (f"item {new.evicted!r} gave its row to {new.name!r}" for new in numbered if new.evicted is not None)
-        return Report(losses={"rank": best}, actions=tuple(actions))
+        return Report(losses=losses, actions=tuple(actions))
 
     def state(self) -> State:
         return {**prefixed("popularity.", self._popularity.state()), "kappa_losses": self._losses.clone()}
@@ -101,6 +100,13 @@ def ranked(query: Query) -> Candidates:
     if query.candidates is None:
         raise ValueError("a ranking learner was asked without candidates: Query.candidates is None")
     return query.candidates
+
+
+def choices(target: Target) -> list[str]:
+    """Items of the rows that count, in their order; none for a tick."""
+    if target.kind is TargetKind.TICK or target.item is None or target.wanted is None:
+        return []
+    return [item for item, wanted in zip(target.item.tolist(), target.wanted.tolist(), strict=True) if wanted]
 
 
 def ranking(logits: Tensor, memo: object) -> Prediction:

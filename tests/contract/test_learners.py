@@ -571,7 +571,10 @@ def test_a_rank_loss_is_the_chosen_items_corrected_share(make_ranker: Callable[[
     assert prediction.logits is not None
     losses = learner.score(prediction, batch.target)
     corrected = prediction.logits.numpy() - shown.log_q
-    for row in range(len(batch)):
+    ranked = shown.mask.any(axis=1)
+    assert losses["rank"].mask.tolist() == ranked.tolist()
+    assert ranked.sum() > 6
+    for row in np.flatnonzero(ranked).tolist():
         shares = np.exp(corrected[row][shown.mask[row]])
         own = np.exp(corrected[row][batch.target.drawn[row] == Drawn.CHOSEN])
         assert losses["rank"].value[row].item() == pytest.approx(-np.log(own / shares.sum()).item(), abs=1e-9)
@@ -624,7 +627,7 @@ def test_every_arm_of_a_ranking_cohort_is_asked_the_same() -> None:
     names = set(report.losses["reference.own_count"])
     for name in names:
         assert len({losses[name].count for losses in report.losses.values()}) == 1, name
-    assert report.losses["learner"]["rank"].count == len(plain(0))
+    assert 0 < report.losses["learner"]["rank"].count <= len(plain(0))
     assert any(action.startswith("learner: published ") for action in actions)
 
 
