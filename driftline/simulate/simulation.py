@@ -57,12 +57,13 @@ class Simulation:
         tally = Tally(self.scenario, self._encoder)
         for rows in self._rows():
             tally.add(rows)
-        world, regimes = self._world, {"before": self._world.before, "after": self._world.after}
+        world = self._world
+        regimes = {"before": world.before, "after": world.after if self.changes else world.before}
         return Truth(
             scenario=self.scenario,
             changes=self.changes,
-            before=world.before,
-            after=world.after if self.changes else world.before,
+            before=regimes["before"],
+            after=regimes["after"],
             friendships=tuple((user_id(one), user_id(other)) for one, other in world.friends.pairs),
             vulnerable_users=tuple(map(user_id, np.flatnonzero(world.vulnerable).tolist())),
             dangerous_merchants={

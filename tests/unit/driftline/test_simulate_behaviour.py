@@ -45,6 +45,8 @@ def test_without_a_change_nothing_changes() -> None:
     simulation = Simulation(replace(CLEAN, change_after_s=None))
     assert simulation.truth.change_at is None
     assert simulation.truth.before is simulation.truth.after
+    merchants = simulation.truth.dangerous_merchants
+    assert merchants["before"] == merchants["after"]
     first, second = _transitions(simulation, [0.0, 7 * DAY_S, 14 * DAY_S])
     np.testing.assert_allclose(first, second, atol=0.06)
 
