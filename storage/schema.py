@@ -18,6 +18,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Sequence,
     SmallInteger,
     Table,
     Text,
@@ -86,6 +87,13 @@ stream_offset = Table(
         nullable=False,
         server_default=text("false"),
         comment="replaced by another stream: nothing more comes",
+    ),
+    Column(
+        "log_begins",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="retention removed the log segments below this offset",
     ),
     UniqueConstraint("cluster_id", "topic_id", "partition", "life"),
     comment="The streams (cluster, topic id, partition) and how far each has been taken in. All rows as one transaction sees them = the watermark cursor.",
@@ -167,9 +175,19 @@ user_segment = Table(
     Column("event_id", ARRAY(Text), nullable=False),
     Column("stream", ARRAY(Integer), nullable=False, comment="log position: stream ..."),
     Column("position", ARRAY(BigInteger), nullable=False, comment="... and offset"),
-    comment="What one batch added to one user's sequence. Rows are added, never updated; arrays run in log order. "
-    "A NULL in place of an array: no event of the row has that field; unnest() fills it with NULLs.",
+    Column("first_at", BigInteger, comment="sealed rows: its earliest event time, microseconds since 1970"),
+    Column("last_at", BigInteger, comment="sealed rows: its latest event time"),
+    Column("events", Integer, comment="sealed rows: how many events it holds"),
+    Column("streams", ARRAY(Integer), comment="sealed rows: the streams its events came from ..."),
+    Column("ends", ARRAY(BigInteger), comment="... and of each the offset after the last of them"),
+    comment="Events of one user. Rows are added, or replaced by sealed ones, never updated. What ingest adds is one batch of "
+    "one stream, arrays in log order; a sealed row (stream_id 0, epoch 0, first_offset a running number) holds events "
+    "of any streams in order of time. A NULL in place of an array: no event of the row has that field; unnest() fills "
+    "it with NULLs.",
 )
+
+user_segment_sealed = Sequence("user_segment_sealed", data_type=BigInteger, metadata=metadata)
+"""Numbers of sealed rows, so that none is given twice."""
 
 item_version = Table(
     "item_version",
@@ -268,6 +286,19 @@ journal = Table(
     comment="Steps, written before they run.",
 )
 
+learner_action = Table(
+    "learner_action",
+    metadata,
+    Column("learner", Text, primary_key=True),
+    Column("branch", Integer, primary_key=True),
+    Column("step", BigInteger, primary_key=True, comment="due before this step runs"),
+    Column("action", Text, nullable=False, comment="erase: forget this user"),
+    Column("user_hash", LargeBinary, primary_key=True, comment="as in suppression"),
+    Column("journalled_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    CheckConstraint("action IN ('erase')", name="action"),
+    comment="What a learner must do before a step beside learning: part of the journal, written by others than train.",
+)
+
 snapshot = Table(
     "snapshot",
     metadata,
@@ -302,6 +333,7 @@ __all__ = [
     "item_version",
     "journal",
     "learner",
+    "learner_action",
     "log_segment",
     "metadata",
     "replayed_letter",
@@ -309,5 +341,6 @@ __all__ = [
     "stream_offset",
     "suppression",
     "user_segment",
+    "user_segment_sealed",
     "vocabulary",
 ]

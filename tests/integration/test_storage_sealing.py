@@ -1,0 +1,195 @@
+"""Sealing beside everything else: no reader can tell, nothing is lost or doubled, nothing is rewritten for ever."""
+
+from __future__ import annotations
+
+import math
+from threading import Event, Thread
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
+
+from contracts import topics
+from contracts.records import Record
+from storage import sealing, sequences
+from storage.sequences import HistoryAsk
+from tests.integration.feeding import engine_of, event, payment, query, relation, taken
+from tests.integration.owning import MakeOwner, Owner, Place, message
+
+FOREVER = 2**62
+VIEW = 'SELECT * FROM user_event ORDER BY user_id, topic, partition, "offset", role'
+
+
+def seal(engine: Engine, *, rows: int = 2) -> sealing.Sealed:
+    """Everything that is due, as `maintain` does it."""
+    done = sealing.Sealed()
+    with engine.begin() as connection:
+        found = sealing.due(connection, rows=rows, limit=1000)
+    for users in sealing.batches(found, rows=50):
+        with engine.begin() as connection:
+            done += sealing.seal(connection, users)
+    return done
+
+
+def histories(owner: Owner, *users: str, last_n: int = 10_000) -> list[list[sequences.SequenceEvent]]:
+    """As of all that is committed."""
+    asks = [HistoryAsk(user=user, before=FOREVER, last_n=last_n) for user in users]
+    with owner.connection.begin():
+        return sequences.histories(owner.connection, asks, {claim.stream_id: 10**9 for claim in owner.claims.values()})
+
+
+PLACES: list[Place] = [(topics.USER, 0), (topics.PAYMENT, 0), (topics.RELATIONAL, 0)]
+rows = st.tuples(st.sampled_from(PLACES), st.sampled_from("abc"), st.sampled_from("xyz"), st.integers(0, 5))
+work = st.lists(st.one_of(st.lists(rows, min_size=1, max_size=6), st.just("seal")), min_size=1, max_size=12)
+
+
+def record_of(topic: str, event_id: str, user: str, other: str, at: int) -> Record:
+    """A record of a topic of events."""
+    if topic == topics.PAYMENT:
+        return payment(event_id, user, at)
+    if topic == topics.RELATIONAL:
+        return relation(event_id, user, other, at)
+    return event(event_id, user, at, item=other if at % 2 else None)
+
+
+@pytest.fixture
+def busy(owner: MakeOwner) -> Owner:
+    """An owner of all places, for examples that each start with empty tables."""
+    return owner(*PLACES)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(work, st.integers(2, 5))
+def test_nobody_can_tell_what_was_sealed_when(
+    database: str, busy: Owner, monkeypatch: pytest.MonkeyPatch, plan: list[object], chunk: int
+) -> None:
+    monkeypatch.setattr(sealing, "CHUNK_EVENTS", chunk)
+    query(database, "TRUNCATE user_segment, log_segment")
+    query(database, "UPDATE stream_offset SET next_offset = 0")
+    one, engine = busy, engine_of(database)
+    one.writer = one.claim(*PLACES)
+    for n, act in enumerate(plan):
+        before = query(database, VIEW)
+        if act == "seal":
+            seal(engine)
+            assert query(database, VIEW) == before
+            continue
+        assert isinstance(act, list)
+        batch: dict[Place, list[Record]] = {}
+        for m, (place, user, other, at) in enumerate(act):
+            made = record_of(place[0], f"e{n}-{m}", user, other, at)
+            batch.setdefault(place, []).append(made)
+        first = {place: one.claims[place].next_offset for place in batch}
+        one.write({p: [message(p[0], first[p] + k, r) for k, r in enumerate(rs)] for p, rs in batch.items()})
+    whole = histories(one, *"abcxyz")
+    seal(engine)
+    assert histories(one, *"abcxyz") == whole
+    assert [h[-3:] for h in whole] == histories(one, *"abcxyz", last_n=3)
+    taken(database)  # log and sequences hold the same
+    nulls = "SELECT count(*) FROM user_segment WHERE stream_id = 0 AND array_remove(item, NULL) = '{}'"
+    assert query(database, nulls) == [(0,)], "a field that no event has is one NULL"
+
+
+def test_sealed_rows_say_what_they_hold_and_owners_never_meet_them(database: str, owner: MakeOwner) -> None:
+    one = owner()
+    for n in range(4):
+        one.write_events(event(f"e{n}", at=10 - n))
+    sealed = seal(engine_of(database))
+    assert (sealed.rows_before, sealed.rows_after, sealed.events) == (4, 1, 4)
+    [row] = query(
+        database,
+        "SELECT stream_id, epoch, events, last_at - first_at, streams = ARRAY[stream[1]], ends, at[1] < at[4]"
+        " FROM user_segment",
+    )
+    assert row == (0, 0, 4, 3_000_000, True, [4], True)
+    assert query(database, "SELECT count(*) FROM stream_offset WHERE stream_id = 0") == [(0,)]
+
+
+def test_an_event_is_rewritten_seldom_and_full_rows_never(
+    database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "CHUNK_EVENTS", 32)
+    one, engine = owner(), engine_of(database)
+    events, rewritten, full = 0, 0, set[tuple[int]]()
+    for n in range(60):
+        for m in range(4):
+            one.write_events(*(event(f"e{n}-{m}-{k}", at=events + k) for k in range(2)))
+            events += 2
+        rewritten += seal(engine, rows=4).events
+        now = set(query(database, "SELECT first_offset FROM user_segment WHERE stream_id = 0 AND events = 32"))
+        assert full <= now
+        full = now
+    assert len(full) == events // 32
+    assert rewritten <= events * (math.log2(32) + 1)
+    [(partial,)] = query(database, "SELECT count(*) FROM user_segment WHERE events < 32")
+    assert partial <= math.log2(32)
+    assert len(histories(one, "ann")[0]) == events
+
+
+def test_what_an_owner_has_not_committed_is_left_alone(database: str, owner: MakeOwner) -> None:
+    one, engine = owner(), engine_of(database)
+    one.write_events(event("e1"))
+    one.write_events(event("e2"))
+    with one.connection.begin() as open_batch:
+        one.connection.exec_driver_sql(
+            "INSERT INTO user_segment SELECT user_id, stream_id, 99, 99, at, kind, type, item, amount, currency, other,"
+            " event_id, stream, position FROM user_segment WHERE first_offset = 0"
+        )
+        assert seal(engine).rows_before == 2
+        open_batch.rollback()
+    assert [e.event_id for e in histories(one, "ann")[0]] == ["e1", "e2"]
+
+
+def test_two_inserters_two_sealers_and_two_readers_lose_and_double_nothing(database: str, owner: MakeOwner) -> None:
+    inserters = [owner((topics.USER, 0)), owner((topics.RELATIONAL, 0))]
+    rounds, stop, wrong = 60, Event(), list[str]()
+    streams = [row[0] for row in query(database, "SELECT stream_id FROM stream_offset")]
+
+    def insert(one: Owner) -> None:
+        for n in range(rounds):
+            if (topics.USER, 0) in one.claims:
+                one.write_events(event(f"u{n}", "ann", n), event(f"v{n}", "bob", n))
+            else:
+                one.write_events(relation(f"r{n}", "ann", "bob", n), topic=topics.RELATIONAL)
+
+    def keep_sealing() -> None:
+        engine = engine_of(database)
+        while not stop.is_set():
+            seal(engine)
+
+    def read() -> None:
+        seen = [0, 0]
+        asks = [HistoryAsk(user=user, before=FOREVER, last_n=10_000) for user in ("ann", "bob")]
+        engine = engine_of(database)
+        while not stop.is_set():
+            with engine.begin() as connection:
+                found = sequences.histories(connection, asks, dict.fromkeys(streams, 10**9))
+            counts = [len(history) for history in found]
+            keys = [{(e.key, e.kind) for e in history} for history in found]
+            if counts < seen or [len(each) for each in keys] != counts:
+                wrong.append(f"{seen} then {counts}")
+            seen = counts
+
+    threads = [Thread(target=work) for work in (keep_sealing, keep_sealing, read, read)]
+    writers = [Thread(target=insert, args=(one,)) for one in inserters]
+    for thread in [*threads, *writers]:
+        thread.start()
+    for writer in writers:
+        writer.join()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    seal(engine_of(database))
+    found = taken(database)
+    assert len(found.identities) == 3 * rounds
+    assert set(found.sequences.values()) == {1}
+
+
+def test_a_hit_of_the_duplicate_filter_is_confirmed_by_a_sealed_row(database: str, owner: MakeOwner) -> None:
+    one = owner()
+    one.write_events(event("e1"))
+    one.write_events(event("e2"))
+    seal(engine_of(database))
+    assert owner().write_events(event("e1"), event("e2"), event("e3")).counts.duplicates == 2
