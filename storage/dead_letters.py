@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection, text
 
 from storage.offsets import Claim
+from storage.suppression import Suppression
 
+ERASED_DETAIL = "it named an erased user"
+"""Detail of a letter of which nothing else is kept."""
 MAX_KEY_BYTES = 1024
 MAX_VALUE_BYTES = 65_536
 
@@ -50,6 +53,10 @@ class NewLetter:
     kept: Kept
     reason: str
     detail: str
+
+    def names(self, suppressed: Suppression) -> bool:
+        """Whether it names an erased user."""
+        return suppressed.named_in(b"\n".join([self.kept.key or b"", self.kept.value or b"", self.detail.encode()]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +150,12 @@ def append(connection: Connection, letters: Sequence[NewLetter]) -> None:
     """Keeps refused records, in the transaction of their batch."""
     if letters:
         connection.execute(_INSERT, [_values(letter) for letter in letters])
+
+
+def emptied(letter: NewLetter) -> NewLetter:
+    """What is kept of a letter that names an erased user: that there was one."""
+    nothing = Kept(key=None, value=None, size=letter.kept.size, sha256="", cut=True)
+    return replace(letter, kept=nothing, detail=ERASED_DETAIL)
 
 
 def newest(connection: Connection, *, reason: str | None, replayed: bool, limit: int) -> list[Letter]:

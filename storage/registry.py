@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql import bindparam
 
+from storage.engine import Unavailable
 from storage.journal import Seat, check_seat
 from storage.offsets import Cursor
 
@@ -56,13 +57,22 @@ _BEGIN = text("""
     ON CONFLICT (id) DO UPDATE SET created_at = clock_timestamp() WHERE snapshot.status = 'writing'
 """).bindparams(bindparam("cursor", type_=JSONB))
 
+# Steps between the parent and an erasure were learnt from rows that are no longer in the log.
 _LIVE = text("""
-    UPDATE snapshot SET status = 'live', live_at = clock_timestamp(), sha256 = :sha256, manifest = :manifest
-    WHERE id = :id AND status = 'writing'
+    UPDATE snapshot s SET status = 'live', live_at = clock_timestamp(), sha256 = :sha256, manifest = :manifest,
+           irreproducible = s.irreproducible OR EXISTS (
+               SELECT FROM learner_action a LEFT JOIN snapshot p ON p.id = s.parent
+               WHERE a.learner = s.learner AND a.branch = s.branch AND a.action = 'erase'
+                 AND a.step > coalesce(p.step, 0))
+    WHERE s.id = :id AND s.status = 'writing'
 """).bindparams(bindparam("manifest", type_=JSONB))
 
 _COLUMNS = """id, learner, branch, step, parent, status, pinned, irreproducible, cursor, front, sha256, manifest,
     created_at, live_at"""
+
+_BEING_COLLECTED = text("""
+    SELECT id FROM snapshot WHERE status = 'deleting' AND id IN (:id, coalesce(:parent, :id)) LIMIT 1
+""")
 
 _LIVE_ONES = text(f"""
     SELECT {_COLUMNS} FROM snapshot
@@ -82,8 +92,12 @@ def begin(connection: Connection, seat: Seat, snapshot: NewSnapshot) -> None:
     """Registers a snapshot that is about to be written.
 
     :raises Fenced: another process trains this learner now.
+    :raises Unavailable: collection has it or its parent in hand; come again from a newer one.
     """
     check_seat(connection, seat)
+    collected = connection.scalar(_BEING_COLLECTED, {"id": snapshot.id, "parent": snapshot.parent})
+    if collected is not None:
+        raise Unavailable(f"snapshot {collected} is being collected")
     connection.execute(
         _BEGIN,
         {

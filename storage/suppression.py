@@ -1,11 +1,27 @@
-"""Users whose records are no longer accepted, remembered by a keyed hash and not by name (protocol, rule 10)."""
+"""Users whose records are no longer accepted, remembered by a keyed hash and not by name (protocol, rule 10).
+
+An erasure and a batch in flight cannot miss each other, in two ways. A batch holds a shared lock from before it
+looks who is suppressed until it ends, and an erasure takes the lock alone; so no batch that knows too few users
+allocates a string or writes a row beside an erasure or after it. And `suppression_version` stands on every
+`stream_offset` row and in the compare that ends a batch, should anybody write without the lock.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
 from sqlalchemy import Connection, text
+
+from storage.offsets import Fenced
+
+_BATCHES = 0x64726C6572617365
+"""Key of the advisory lock: shared by batches, taken alone by an erasure."""
+_LOCK_TIMEOUT_S = 30
+"""A batch ends within its transaction's 15 seconds, or when its successor claims the stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +35,32 @@ class Suppression:
     def __contains__(self, user: str) -> bool:
         return bool(self.hashes) and user_hash(self.key, user) in self.hashes
 
+    def named_in(self, content: bytes) -> bool:
+        """Whether bytes that nobody could read name one of them: as a quoted string, or a word of some kind."""
+        if not self.hashes:
+            return False
+        words = {word for pattern in _WORDS for word in pattern.findall(content)}
+        return any(form in self for word in words for form in _forms(word))
+
+
+_WORDS = tuple(
+    re.compile(pattern)
+    for pattern in (rb'"((?:[^"\\]|\\.)*)"', rb"[^\s\"']+", rb"[^\s\"',:;=&|(){}\[\]<>]+", rb"[0-9A-Za-z_\x80-\xff]+")
+)
 
 _LOAD = text("SELECT user_hash, version FROM suppression")
 _KEY = text("SELECT suppression_key FROM installation")
+_SHARE = text("SELECT pg_advisory_xact_lock_shared(:lock)")
+_ALONE = text("SELECT pg_advisory_xact_lock(:lock)")
+_VERSION = text("SELECT coalesce(max(version), 0) FROM suppression")
+# New streams are registered with the newest version there is: none may be on its way meanwhile.
+_HOLD_STREAMS = text("LOCK TABLE stream_offset IN SHARE ROW EXCLUSIVE MODE")
+_ADD = text("""
+    INSERT INTO suppression (user_hash, version)
+    SELECT hash, (SELECT coalesce(max(version), 0) + 1 FROM suppression)
+    FROM unnest(CAST(:hashes AS bytea[])) AS hash ON CONFLICT (user_hash) DO NOTHING
+""")
+_RAISE = text("UPDATE stream_offset SET suppression_version = (SELECT coalesce(max(version), 0) FROM suppression)")
 
 
 def load(connection: Connection) -> Suppression:
@@ -34,6 +73,45 @@ def load(connection: Connection) -> Suppression:
     )
 
 
+def hold(connection: Connection, known: Suppression) -> None:
+    """No erasure passes by until the transaction ends.
+
+    :raises Fenced: somebody was erased since `known` was loaded.
+    """
+    connection.execute(_SHARE, {"lock": _BATCHES})
+    if connection.scalar(_VERSION) != known.version:
+        raise Fenced("an erasure passed by since this process asked who is erased; nothing of the batch counts")
+
+
+def suppress(connection: Connection, users: Collection[str]) -> list[bytes]:
+    """Their records are no longer accepted once this transaction commits; returns their hashes.
+
+    Waits for batches in flight. Suppressing a user again changes nothing.
+
+    :raises sqlalchemy.exc.OperationalError: a batch in flight does not end within 30 seconds.
+    """
+    key = bytes(connection.scalar(_KEY))
+    hashes = [user_hash(key, user) for user in users]
+    connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'"))
+    connection.execute(_ALONE, {"lock": _BATCHES})
+    connection.execute(_HOLD_STREAMS)
+    connection.execute(_ADD, {"hashes": hashes})
+    connection.execute(_RAISE)
+    return hashes
+
+
 def user_hash(key: bytes, user: str) -> bytes:
     """BLAKE2b-256 of a user id, keyed by the installation."""
     return blake2b(user.encode(), key=key, digest_size=32).digest()
+
+
+def _forms(word: bytes) -> Iterator[str]:
+    """The word as it stands, and without JSON's escapes."""
+    plain = word.decode(errors="replace")
+    yield plain
+    if "\\" in plain:
+        try:
+            unescaped = json.loads(f'"{plain}"')
+        except ValueError:
+            return
+        yield unescaped.encode(errors="replace").decode()

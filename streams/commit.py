@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from contracts.codec import MAX_RECORD_MS
 from contracts.records import Item, Label
 from runtime.failpoints import failpoint
-from storage import dead_letters, items, log, offsets, sequences
+from storage import dead_letters, items, log, offsets, sequences, suppression
 from storage.offsets import Advance, Claim
 from storage.suppression import Suppression
 from storage.vocabulary import Space, Vocabulary
@@ -73,6 +73,7 @@ class BatchWriter:
             if part.intake.decoder.record is not Item:
                 self._remember(part.move.claim)
         with self._connection.begin():
+            suppression.hold(self._connection, self._suppressed)
             written = self._write_rows(parts)
             failpoint("ingest.after_rows")
             offsets.advance(self._connection, [part.move for part in parts])
@@ -95,7 +96,7 @@ class BatchWriter:
             if part.intake.topic in sequences.KIND_OF_TOPIC:
                 events.append(_events(part, rows))
             items.append(self._connection, _versions(part, rows))
-            dead_letters.append(self._connection, _letters(part))
+            dead_letters.append(self._connection, _letters(part, self._suppressed))
         sequences.append(self._connection, events, self._vocabulary)
         log.append(self._connection, segments)
         return written
@@ -226,8 +227,8 @@ def _events(part: Part, rows: pa.Table) -> sequences.NewEvents:
     )
 
 
-def _letters(part: Part) -> list[dead_letters.NewLetter]:
-    return [
+def _letters(part: Part, suppressed: Suppression) -> list[dead_letters.NewLetter]:
+    letters = [
         dead_letters.NewLetter(
             claim=part.move.claim,
             offset=refusal.offset,
@@ -238,6 +239,7 @@ def _letters(part: Part) -> list[dead_letters.NewLetter]:
         )
         for refusal in part.intake.refused
     ]
+    return [dead_letters.emptied(letter) if letter.names(suppressed) else letter for letter in letters]
 
 
 def _versions(part: Part, rows: pa.Table) -> list[items.NewVersion]:

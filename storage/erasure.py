@@ -1,0 +1,110 @@
+"""Erasing users: who they were is nowhere in the database any more (protocol, rules 10, 11 and 18).
+
+Suppression comes first and in one transaction with what learners must do, so nothing new arrives; then log,
+sequences of others, dead letters, the users' own sequences, and last their strings. Each step is a transaction
+or several, finds by itself what is left to do, and leaves what the next one needs: whoever was interrupted
+calls again with the same users and it goes on. Postgres overwrites deleted bytes on its disk when it vacuums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from sqlalchemy import Connection, Engine, text
+
+from storage import forgetting, suppression
+
+Step = Literal["suppressed", "log", "others", "letters", "sequences", "strings"]
+_OTHERS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erased:
+    """What was taken out."""
+
+    log_rows: int
+    others: int
+    """Other users in whose sequences the erased ones stood."""
+    letters: int
+    entries: int
+    """Of the users' own sequences."""
+    irreproducible: int
+    """Snapshots that can no longer be rebuilt, earlier erasures' among them."""
+
+
+# Due before the next step: those journalled already ran, or will run, with what the log holds of them.
+_ACTIONS = text("""
+    INSERT INTO learner_action (learner, branch, step, action, user_hash)
+    SELECT l.name, l.branch, l.next_step, 'erase', hash
+    FROM (SELECT name, branch, next_step FROM learner ORDER BY name FOR UPDATE) AS l
+    CROSS JOIN unnest(CAST(:hashes AS bytea[])) AS hash
+    WHERE NOT EXISTS (SELECT FROM learner_action a
+                      WHERE a.learner = l.name AND a.branch = l.branch AND a.user_hash = hash)
+""")
+
+_IRREPRODUCIBLE = text("SELECT count(*) FROM snapshot WHERE irreproducible")
+
+# What the planner remembers of columns are values of theirs.
+_STATISTICS = text("ANALYZE vocabulary, user_segment, dead_letter, log_segment")
+
+
+def erase(engine: Engine, users: Sequence[str], *, done: Callable[[Step], None] = lambda step: None) -> Erased:
+    """Erases users; safe to repeat, and beside everything else that runs.
+
+    :param done: told after each step (fault injection, progress).
+    :raises sqlalchemy.exc.DBAPIError: Postgres is away, or a batch in flight does not end: call it again.
+    """
+    users = sorted(set(users))
+    with engine.begin() as connection:
+        hashes = suppression.suppress(connection, users)
+        connection.execute(_ACTIONS, {"hashes": hashes})
+    done("suppressed")
+    log_rows = _from_log(engine, users)
+    done("log")
+    with engine.begin() as connection:
+        own, payees = forgetting.ids_of(connection, users)
+        others = forgetting.others_of(connection, own, payees)
+    for portion in _portions(others):
+        with engine.begin() as connection:
+            forgetting.from_sequences_of_others(connection, portion, [*own, *payees])
+    done("others")
+    with engine.begin() as connection:
+        letters = forgetting.from_letters(connection, users)
+    done("letters")
+    entries = 0
+    for portion in _portions(own):
+        with engine.begin() as connection:
+            entries += forgetting.sequences_of(connection, portion)
+    done("sequences")
+    with engine.begin() as connection:
+        forgetting.strings(connection, [*own, *payees])
+        irreproducible = _count(connection)
+    with engine.begin() as connection:
+        connection.execute(_STATISTICS)
+    done("strings")
+    return Erased(
+        log_rows=log_rows, others=len(others), letters=letters, entries=entries, irreproducible=irreproducible
+    )
+
+
+def _from_log(engine: Engine, users: Sequence[str]) -> int:
+    with engine.begin() as connection:
+        places = forgetting.segments(connection)
+    rows = 0
+    for place in places:
+        with engine.begin() as connection:
+            rows += forgetting.from_segment(connection, place, users)
+    return rows
+
+
+def _count(connection: Connection) -> int:
+    return int(connection.scalar(_IRREPRODUCIBLE) or 0)
+
+
+def _portions(ids: Sequence[int]) -> Iterator[list[int]]:
+    rest = iter(ids)
+    while portion := list(islice(rest, _OTHERS_AT_ONCE)):
+        yield portion

@@ -1,0 +1,191 @@
+"""Erasing users: beside a batch in flight, interrupted, and after a full replay, no byte of an id is left."""
+
+from __future__ import annotations
+
+import threading
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from contracts import topics
+from storage import erasure, journal, registry
+from storage.log import decode_rows
+from storage.offsets import Fenced
+from storage.suppression import Suppression
+from tests.integration.feeding import engine_of, event, label, payment, query, relation, taken
+from tests.integration.owning import MakeOwner, Owner, message
+
+PLACES = [(topics.USER, 0), (topics.PAYMENT, 0), (topics.RELATIONAL, 0), (topics.LABELS, 0)]
+GONE = "ann-4711"
+
+
+def write_everything(one: Owner) -> None:
+    """Records of, about and beside GONE, valid and not."""
+    one.write_events(event("e1", GONE, 1), event("e2", "bob", 2), event("e3", GONE, 3))
+    one.write_events(payment("p1", GONE, 1), payment("p2", "bob", 2), topic=topics.PAYMENT)
+    both = [relation("r1", GONE, "bob", 1), relation("r2", "bob", GONE, 2), relation("r3", "bob", "eve", 3)]
+    one.write_events(*both, topic=topics.RELATIONAL)
+    one.write_events(label("l1", GONE, 1), label("l2", "bob", 2), topic=topics.LABELS)
+    first = one.claims[topics.USER, 0].next_offset
+    broken = [
+        (GONE.encode(), b"{"),
+        (b"bob", f'{{"user_id": "{GONE}", "event_id": 1}}'.encode()),
+        (b"bob", f"user={GONE};".encode()),
+        (b"bob", b"not " + GONE.encode() + b"2"),
+    ]
+    one.write({(topics.USER, 0): [message(topics.USER, first + n, key=k, value=v) for n, (k, v) in enumerate(broken)]})
+
+
+def holding(database: str, needle: str) -> list[str]:
+    """Every place of the database where the bytes of `needle` stand: all columns as text and bytes, Arrow decoded."""
+    found = []
+    with psycopg.connect(database) as connection:
+        columns = connection.execute(
+            "SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid"
+            " WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped"
+            " AND (c.relnamespace = 'public'::regnamespace OR c.relname = 'pg_statistic')"
+        ).fetchall()
+        for table, column in columns:
+            query_text = sql.SQL("SELECT {}::text FROM {}").format(sql.Identifier(column), sql.Identifier(table))
+            for (value,) in connection.execute(query_text):
+                if value is not None and (needle in value or needle.encode().hex() in value):
+                    found.append(f"{table}.{column}")
+        for (rows,) in connection.execute("SELECT rows FROM log_segment WHERE rows IS NOT NULL"):
+            if needle in str(decode_rows(rows).to_pylist()) or needle.encode() in rows:
+                found.append("log_segment.rows")
+    return found
+
+
+def test_the_search_for_bytes_finds_what_is_there(database: str, owner: MakeOwner) -> None:
+    write_everything(owner(*PLACES))
+    tables = {place.split(".")[0] for place in holding(database, GONE)}
+    assert tables >= {"log_segment", "vocabulary", "dead_letter"}
+
+
+def test_nothing_of_an_erased_user_is_left_and_others_keep_theirs(database: str, owner: MakeOwner) -> None:
+    write_everything(owner(*PLACES))
+    erased = erasure.erase(engine_of(database), [GONE])
+    assert holding(database, GONE) in ([], ["dead_letter.value"])  # of "ann-47112", another user
+    assert (erased.log_rows, erased.others, erased.letters) == (6, 1, 3)
+    found = taken(database)
+    assert {event_id for _, _, event_id in found.identities} == {"e2", "p2", "r3", "l2"}
+    assert found.totals["suppressed"] == 6
+    assert query(database, "SELECT count(*) FROM dead_letter WHERE value = %s", b"not ann-47112") == [(1,)]
+
+
+def test_a_payee_is_erased_like_a_user(database: str, owner: MakeOwner) -> None:
+    owner(*PLACES).write_events(payment("p1", "bob", 1), payment("p2", "eve", 2), topic=topics.PAYMENT)
+    erasure.erase(engine_of(database), ["shop"])
+    assert holding(database, "shop") == []
+    assert taken(database).identities == set()
+
+
+def test_after_a_full_replay_nothing_came_back(database: str, owner: MakeOwner) -> None:
+    write_everything(owner(*PLACES))
+    erasure.erase(engine_of(database), [GONE, "ann-47112"])
+    before = query(database, "SELECT user_id, event_id, role FROM user_event ORDER BY 1, 2, 3")
+    query(database, "TRUNCATE user_segment, log_segment, dead_letter, replayed_letter, vocabulary")
+    query(database, "UPDATE stream_offset SET next_offset = 0")
+    write_everything(owner(*PLACES))
+    assert holding(database, GONE) == []
+    assert query(database, "SELECT user_id, event_id, role FROM user_event ORDER BY 1, 2, 3") == before
+    assert query(database, "SELECT count(*) FROM dead_letter") == [(4,)], "each is still told"
+
+
+def test_an_owner_that_knows_too_little_writes_no_row_and_no_name(database: str, owner: MakeOwner) -> None:
+    one = owner()
+    one.write_events(event("e1", "bob"))
+    erasure.erase(engine_of(database), [GONE])
+    with pytest.raises(Fenced, match="erasure"):
+        one.write_events(event("e2", GONE), event("e3", "bob"))
+    assert holding(database, GONE) == []
+
+
+def test_an_erasure_waits_for_a_batch_in_flight_and_takes_its_rows_too(
+    database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, written, erased = owner(), threading.Event(), threading.Event()
+
+    def erase() -> None:
+        written.wait()
+        erasure.erase(engine_of(database), [GONE])
+        erased.set()
+
+    def pause(name: str) -> None:
+        if name == "ingest.before_commit":
+            written.set()
+            assert not erased.wait(1.0), "the erasure must not overtake the batch"
+
+    monkeypatch.setattr("streams.commit.failpoint", pause)
+    eraser = threading.Thread(target=erase)
+    eraser.start()
+    one.write_events(event("e1", GONE), event("e2", "bob"))
+    eraser.join()
+    assert holding(database, GONE) == []
+    assert {user for _, user, _ in taken(database).identities} == {"bob"}
+
+
+@pytest.mark.parametrize("step", ["suppressed", "log", "others", "letters", "sequences"])
+def test_an_interrupted_erasure_is_called_again_and_finishes(database: str, owner: MakeOwner, step: str) -> None:
+    write_everything(owner(*PLACES))
+
+    def die(done: str) -> None:
+        if done == step:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        erasure.erase(engine_of(database), [GONE, "ann-47112"], done=die)
+    taken(database) if step in ("suppressed", "strings") else None
+    erasure.erase(engine_of(database), [GONE, "ann-47112"])
+    assert holding(database, GONE) == []
+    assert query(database, "SELECT count(*), max(version) FROM suppression") == [(2, 1)]
+    taken(database)
+
+
+def test_snapshots_learnt_from_an_erased_user_are_irreproducible_and_learners_are_told(
+    database: str, owner: MakeOwner
+) -> None:
+    one, engine = owner(), engine_of(database)
+    one.write_events(event("e0", "bob"), event("e1", "bob"))
+    one.write_events(event("e2", GONE))
+    [claim] = one.claims.values()
+    with engine.begin() as connection:
+        seat, _ = journal.take_seat(connection, learner="markov", version="1", config={})
+        for step, at, parent in ((1, 2, None), (2, 3, "s1"), (3, 3, "s2")):
+            made = registry.NewSnapshot(
+                id=f"s{step}", learner="markov", branch=1, step=step, parent=parent,
+                cursor={claim.stream_id: at}, front=None,
+            )  # fmt: skip
+            registry.begin(connection, seat, made)
+            if step < 3:
+                registry.make_live(connection, seat, made.id, sha256="0", manifest={})
+        connection.exec_driver_sql("UPDATE learner SET next_step = 3")
+    erased = erasure.erase(engine, [GONE])
+    assert erased.irreproducible == 2
+    [(action, step, known)] = query(
+        database,
+        "SELECT action, step, user_hash IN (SELECT user_hash FROM suppression) FROM learner_action",
+    )
+    assert (action, step, known) == ("erase", 3, True)
+    with engine.begin() as connection:
+        registry.make_live(connection, seat, "s3", sha256="0", manifest={})
+        late = registry.NewSnapshot(
+            id="s4", learner="markov", branch=1, step=4, parent="s3", cursor={claim.stream_id: 3}, front=None
+        )
+        registry.begin(connection, seat, late)
+        registry.make_live(connection, seat, "s4", sha256="0", manifest={})
+    flags = query(database, "SELECT id, irreproducible FROM snapshot ORDER BY id")
+    assert flags == [("s1", False), ("s2", True), ("s3", True), ("s4", False)]
+
+
+def test_words_of_erased_users_are_known_in_bytes_nobody_could_read(database: str, owner: MakeOwner) -> None:
+    erasure.erase(engine_of(database), ["ann", 'é"x'])
+    with engine_of(database).connect() as connection:
+        from storage import suppression
+
+        erased: Suppression = suppression.load(connection)
+    for content in (b'{"user_id":"ann"', b"ann", b"user=ann;", b'["\\u00e9\\"x"]', b"say 'ann'"):
+        assert erased.named_in(content), content
+    for content in (b"hannah", b'{"user_id":"anna"}', b"", b"\xff\xfe"):
+        assert not erased.named_in(content), content
