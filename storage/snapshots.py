@@ -119,6 +119,20 @@ def remove(folder: Path, snapshot_id: str) -> None:
         file.unlink(missing_ok=True)
 
 
+def strays(folder: Path, live: Mapping[str, str]) -> list[Path]:
+    """Files under the ids of live snapshots that are not theirs: what a fenced process wrote.
+
+    :param live: id -> sha256 as registered. Files of other ids are nobody's business here: the folder may be shared.
+    """
+    found = []
+    for file in sorted(folder.glob("*.*")):
+        snapshot_id, _, rest = file.name.partition(".")
+        sha256 = live.get(snapshot_id)
+        if sha256 is not None and rest.partition(".")[0] != sha256[:_NAMED_DIGITS]:
+            found.append(file)
+    return found
+
+
 def _replace(files: Mapping[Path, bytes], epoch: int) -> None:
     """All are on disk before the first gets its name."""
     unfinished = {file: file.with_name(f".{file.name}.{epoch}") for file in files}

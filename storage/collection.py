@@ -1,0 +1,60 @@
+"""Which snapshots may go, and the registry's part in it (protocol, rule 15).
+
+A snapshot goes in three steps, each of which may be the last before a crash: it is marked `deleting` in a
+transaction, its files are unlinked, its row is deleted. Whoever comes next finds the mark and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+# `begin` inserts rows that name a parent: it waits for the mark, then sees it.
+_ALONE = text("LOCK TABLE snapshot IN SHARE ROW EXCLUSIVE MODE")
+
+_MARK = text("""
+    WITH ranked AS (
+        SELECT id, parent, pinned, status,
+               row_number() OVER (PARTITION BY learner, branch, status ORDER BY step DESC) AS age
+        FROM snapshot WHERE status <> 'deleting'
+    ),
+    kept AS (SELECT id, parent FROM ranked WHERE status = 'writing' OR pinned OR age <= :keep)
+    UPDATE snapshot s SET status = 'deleting'
+    WHERE s.status = 'live'
+      AND NOT EXISTS (SELECT FROM kept k WHERE k.id = s.id OR k.parent = s.id)
+    RETURNING s.id
+""")
+
+_MARKED = text("SELECT id FROM snapshot WHERE status = 'deleting' ORDER BY id")
+
+_FORGET = text("DELETE FROM snapshot WHERE status = 'deleting' AND id = ANY(CAST(:ids AS text[]))")
+
+_LIVE = text("SELECT id, sha256 FROM snapshot WHERE status = 'live'")
+
+
+def mark(connection: Connection, *, keep: int) -> int:
+    """Marks live snapshots that nobody needs; how many.
+
+    Kept are the newest `keep` of each learner's branch, pinned ones, those being written, and the parent of
+    each of these (a snapshot is rebuilt from its parent).
+    """
+    if keep < 1:
+        raise ValueError(f"{keep} snapshots kept: a learner restarts from its newest one, so it must be 1 or more")
+    connection.execute(_ALONE)
+    return len(connection.execute(_MARK, {"keep": keep}).all())
+
+
+def marked(connection: Connection) -> list[str]:
+    """Ids whose files are to be unlinked: also what a collector that died left."""
+    return list(connection.scalars(_MARKED))
+
+
+def forget(connection: Connection, ids: Sequence[str]) -> None:
+    """Their files are gone."""
+    connection.execute(_FORGET, {"ids": list(ids)})
+
+
+def live_digests(connection: Connection) -> dict[str, str]:
+    """Live snapshot -> sha256 of its tensors."""
+    return {row.id: row.sha256 for row in connection.execute(_LIVE)}
