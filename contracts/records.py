@@ -141,7 +141,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     Delivered at least once: a repeated step repeats its id (learner, branch, step).
     """
 
-    schema: Schema = SCHEMA
+    schema: Schema = "1.1"
     learner: Name
     branch: int
     step: int
@@ -157,6 +157,62 @@ class Progress(Struct, frozen=True, kw_only=True):
     actions: list[str] = []
     snapshot: str | None = None
     """Snapshot this step belongs to, if one is taken after it."""
+    types: dict[str, int] = {}
+    """Type -> rows of the step. Since 1.1, as all that follows."""
+    confidence: LossSum | None = None
+    """Probability that the learner gave the type it held most probable; None = it names no types."""
+    prompts: dict[str, int] = {}
+    """"layer.prompt" -> rows that retrieved it; empty for a learner without prompts."""
+
+
+class DriftWindow(Struct, frozen=True, kw_only=True):
+    """A stretch of what `drift` reads: records of one partition, [first_offset, next_offset)."""
+
+    partition: int
+    first_offset: int
+    next_offset: int
+    first_step: int
+    """Step of the learner; of a topic without steps, the record's offset."""
+    last_step: int
+    first_event_at: Time
+    last_event_at: Time
+    rows: int
+    mean: float
+    """Of the series, over blocks of the window; what it measures is in docs/drift.md."""
+
+
+class DriftAlarm(Struct, frozen=True, kw_only=True):
+    """A series changed. Topic `drift.alarms`, key = id.
+
+    Delivered at least once, and a repeated alarm is the same to the byte: a reader keeps the first of an id.
+    """
+
+    schema: Schema = SCHEMA
+    id: str
+    """"<source>/<subject>/<branch>/<series>/<detector>/<step>"."""
+    source: Name
+    """Topic it was seen in."""
+    subject: Name
+    """The learner, or the task of a label."""
+    branch: int
+    """The learner's branch; 0 where there are none."""
+    series: Name
+    """What changed, e.g. "learner/type", "types", "calibration"."""
+    detector: Name
+    step: int
+    """The last step (or offset) that was looked at."""
+    raised_at: Time
+    """Event time of that step; nothing here reads a clock."""
+    before: DriftWindow
+    """Since the detector's last reset, until the change as far as it can be placed."""
+    after: DriftWindow
+    """Since the change."""
+    z: float
+    """How sure: difference of the two means in standard errors, at the split where it is largest."""
+    budget: float
+    """False alarms per 100,000 events that the thresholds of all series of the subject together were set for."""
+    shifts: dict[str, tuple[float, float]] = {}
+    """Of a mix: name -> (share before, share lately), those that moved most."""
 
 
 class DeadLetterNotice(Struct, frozen=True, kw_only=True):

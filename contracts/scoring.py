@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from contracts.records import Id, Name, Time
+from contracts.records import SCHEMA, Id, Name, Schema, Time
 
 DEFAULT_QUANTILES = (0.1, 0.5, 0.9)
 
@@ -75,6 +75,15 @@ class ScoreAnswer(Struct, frozen=True, kw_only=True):
     """What user state the answer has seen."""
     staleness_seconds: float | None
     """Now minus the arrival of the newest records covered by the watermark; None = nothing arrived yet."""
+
+
+class ScoreResult(ScoreAnswer, frozen=True, kw_only=True):
+    """An answer on Kafka: that of `POST /v1/score`. Topic `scores.results`, key = user_id.
+
+    Delivered at least once; of one `request_id` a reader keeps the first answer.
+    """
+
+    schema: Schema = SCHEMA
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

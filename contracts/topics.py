@@ -14,6 +14,8 @@ RELATIONAL = "events.relational"
 ITEMS = "items"
 LABELS = "labels"
 PROGRESS = "learning.progress"
+RESULTS = "scores.results"
+ALARMS = "drift.alarms"
 DEAD_LETTERS = "events.dlq"
 
 ORIGIN_HEADER = "driftline-origin"
@@ -57,5 +59,7 @@ ALL: tuple[Topic, ...] = (
     Topic(name=ITEMS, partitions=1, config=_COMPACTED),
     Topic(name=LABELS, partitions=4, config=_EVENTS),
     Topic(name=PROGRESS, partitions=1, config=_EVENTS),
+    Topic(name=RESULTS, partitions=4, config=_EVENTS),
+    Topic(name=ALARMS, partitions=1, config=_EVENTS),
     Topic(name=DEAD_LETTERS, partitions=1, config=_EVENTS),
 )

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from contracts.records import DeadLetterNotice, Item, Label, Payment, Progress, Relation, UserEvent
+from contracts.records import DeadLetterNotice, DriftAlarm, Item, Label, Payment, Progress, Relation, UserEvent
+from contracts.scoring import ScoreResult
 
 FOLDER = Path(__file__).parent
 
@@ -18,6 +19,8 @@ FILES = {
     "items.json": Item,
     "labels.json": Label,
     "learning.progress.json": Progress,
+    "scores.results.json": ScoreResult,
+    "drift.alarms.json": DriftAlarm,
     "events.dlq.json": DeadLetterNotice,
 }
 

@@ -11,11 +11,23 @@ import pytest
 
 from contracts import topics
 from contracts.codec import encode, topic_of
-from contracts.records import DeadLetterNotice, LossSum, Progress, Record
+from contracts.records import DeadLetterNotice, DriftAlarm, DriftWindow, LossSum, Progress, Record
 from contracts.schemas import FILES, FOLDER, schema_of
+from contracts.scoring import NextEventQuantile, ScoreResult, StreamPosition, TypeProbability
 from tests.unit.contracts.test_codec import EXAMPLES
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
+WINDOW = DriftWindow(
+    partition=0,
+    first_offset=0,
+    next_offset=9,
+    first_step=0,
+    last_step=8,
+    first_event_at=AT,
+    last_event_at=AT,
+    rows=288,
+    mean=0.5,
+)
 OTHERS: dict[str, Any] = {
     topics.PROGRESS: Progress(
         learner="l",
@@ -27,6 +39,40 @@ OTHERS: dict[str, Any] = {
         last_event_at=AT,
         front=AT,
         losses={"main": {"nll": LossSum(sum=1.5, rows=3)}},
+        types={"click": 3},
+        confidence=LossSum(sum=1.5, rows=3),
+        prompts={"0.1": 3},
+    ),
+    topics.RESULTS: ScoreResult(
+        user_id="ann",
+        request_id="q-1",
+        learner="l",
+        learner_version="1",
+        snapshot_id="l-1-0000000002",
+        snapshot_step=2,
+        asked_at=AT,
+        events_seen=1,
+        last_event_at=AT,
+        next_event=[NextEventQuantile(quantile=0.5, seconds=60.0, at=AT)],
+        next_type=[TypeProbability(type="click", probability=0.5)],
+        other_types=0.5,
+        watermark=[StreamPosition(topic="labels", partition=0, topic_id="x", next_offset=1)],
+        staleness_seconds=None,
+    ),
+    topics.ALARMS: DriftAlarm(
+        id="learning.progress/l/1/types/adwin/17",
+        source=topics.PROGRESS,
+        subject="l",
+        branch=1,
+        series="types",
+        detector="adwin",
+        step=17,
+        raised_at=AT,
+        before=WINDOW,
+        after=WINDOW,
+        z=9.5,
+        budget=1.0,
+        shifts={"click": (0.5, 0.25)},
     ),
     topics.DEAD_LETTERS: DeadLetterNotice(
         id="1:2", reason="not_json", topic="items", partition=0, offset=2, size=3, sha256="00"
