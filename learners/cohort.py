@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -45,6 +45,8 @@ class CohortReport:
     """"<arm>: <action>" in the order of the arms, then "ranking: <action>"."""
     prediction: Prediction
     """The learner's own."""
+    retrieved: Mapping[str, int] = field(default_factory=dict)
+    """The learner's own, as its `Report` has it."""
 
 
 class Cohort:
@@ -111,6 +113,7 @@ class Cohort:
             trained={arm: report.losses for arm, report in reports.items()},
             actions=tuple(actions),
             prediction=predictions[LEARNER],
+            retrieved=reports[LEARNER].retrieved,
         )
 
     @torch.no_grad()

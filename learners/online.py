@@ -302,7 +302,11 @@ class PromptTPP:
         moved = self._move(w, loss)
         self._count(encoding, target)
         numbered = self._learn_types(batch)
-        return Report(losses=losses, actions=numbered if moved else (NOT_FINITE, *numbered))
+        return Report(
+            losses=losses,
+            actions=numbered if moved else (NOT_FINITE, *numbered),
+            retrieved=_retrieved(encoding.chosen),
+        )
 
     def _move(self, leaves: Weights, loss: Tensor) -> bool:
         """Backward pass and optimisers; changes weights and moments in place. A gradient that is not finite
@@ -435,6 +439,14 @@ class PromptTPP:
         self._unit_us = float(state["time_unit_us"])
         self._log_gaps = float(state["log_gaps"]) if full else 0.0
         self._usage = state["usage"].detach().clone() if full else torch.zeros_like(self._usage)
+
+
+def _retrieved(chosen: Tensor | None) -> dict[str, int]:
+    """Rows that retrieved each prompt, by "layer.prompt"; `chosen` is [B, layers, M]."""
+    if chosen is None:
+        return {}
+    rows = enumerate(chosen.sum(dim=0).tolist())
+    return {f"{layer}.{prompt}": n for layer, row in rows for prompt, n in enumerate(row) if n}
 
 
 def _copied(tensors: Weights) -> Weights:

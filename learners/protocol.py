@@ -76,6 +76,8 @@ class Report:
     actions: tuple[str, ...] = ()
     """Reactions of the learner to what it saw (drift), in order. The journal keeps them; a replay that
     reacts otherwise is an error."""
+    retrieved: Mapping[str, int] = field(default_factory=dict)
+    """"layer.prompt" -> rows that retrieved it, those that did; empty for a learner without a pool."""
 
 
 class Learner(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from confluent_kafka import KafkaError, Message
@@ -9,7 +10,7 @@ from confluent_kafka import KafkaError, Message
 from contracts import topics
 from contracts.codec import encode
 from contracts.records import LossSum, Progress
-from learners.cohort import CohortReport, Tally
+from learners.cohort import LEARNER, CohortReport, Tally
 from runtime import kafka, metrics
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop, Transient
@@ -24,6 +25,18 @@ WAIT_S = 1.0
 
 class Undelivered(Transient):
     """A progress record was given up by the producer: go back to the snapshot and repeat the steps since."""
+
+
+def confidence_of(report: CohortReport) -> LossSum | None:
+    """Probability the learner gave to the type it held most probable; None where it names no types.
+
+    Over the rows whose type was scored, so that it can be held against the loss "error".
+    """
+    log_probs = report.prediction.type_log_probs
+    error = report.losses[LEARNER].get("error", Tally())
+    if not log_probs.numel() or error.count != len(log_probs):
+        return None
+    return LossSum(sum=float(log_probs.amax(dim=1).double().exp().sum()), rows=error.count)
 
 
 class ProgressLedger:
@@ -57,6 +70,9 @@ class ProgressLedger:
             },
             actions=list(report.actions),
             snapshot=snapshot_id(seat.learner, seat.branch, step.number + 1) if step.snapshot else None,
+            types=dict(Counter(row.event.type for row in rows)),
+            confidence=confidence_of(report),
+            prompts=dict(report.retrieved),
         )
         while True:
             try:
