@@ -10,7 +10,8 @@ duplicate window is the setting. Up to the offsets stored at that moment each re
 - invalid and once a dead letter;
 
 and each event of the log once in its user's sequence (a relation in both users'), with the same content, and
-nothing else there. What a topic no longer retains is counted, and compared with the sequences only.
+nothing else there. What a topic no longer retains is counted, and compared with the sequences only; what retention
+removed from the log is counted, and what the topic still holds of it serves to recognise repetitions only.
 
 Identities and strings are compared by 64-bit digests: a false answer has a chance of about n^2 / 10^20.
 Memory: about 100 bytes an event of the log, and one segment's rows at a time.
@@ -46,7 +47,8 @@ _COPY_ROWS = 50_000
 
 _STREAMS = """
     SELECT stream_id, cluster_id, topic_id, topic, partition, life, next_offset, retired,
-           coalesce((SELECT min(first_offset) FROM log_segment g WHERE g.stream_id = s.stream_id), next_offset)
+           coalesce((SELECT min(first_offset) FROM log_segment g WHERE g.stream_id = s.stream_id), next_offset),
+           log_begins
     FROM stream_offset s ORDER BY topic, partition, cluster_id, topic_id, life
 """
 _SEGMENTS = """
@@ -250,9 +252,9 @@ class Audit:
             if stream is None or stream.topic not in entries.KINDS:
                 stream = replace(_NOWHERE, stream_id=stream_id)
             topic = self.topic(stream)
-            difference = entries.compare(
-                self._expected.pop(stream_id, Entries()), found := actual.pop(stream_id, Entries())
-            )
+            found, older = actual.pop(stream_id, Entries()).split(stream.kept_from)
+            topic.not_in_log += older
+            difference = entries.compare(self._expected.pop(stream_id, Entries()), found)
             topic.in_sequences += sum(len(codes) for codes in found.codes)
             for finding, codes in (
                 (Finding.NOT_IN_SEQUENCE, difference.missing),
@@ -302,6 +304,7 @@ _STREAM_FIELDS = (
     "next_offset",
     "retired",
     "begins",
+    "kept_from",
 )
 _NOWHERE = Audited(
     stream_id=-1,
@@ -313,6 +316,7 @@ _NOWHERE = Audited(
     next_offset=0,
     retired=True,
     begins=0,
+    kept_from=0,
 )
 """Whose entries belong to no stream of events."""
 _SIDES = {3: "actor's side", 4: "counterpart's side"}

@@ -64,6 +64,12 @@ class TopicReport:
     """Accepted again, more than the duplicate window of offsets later: as documented."""
     not_retained: int = 0
     """In the log or among the dead letters, but no longer in the topic: checked against the sequences only."""
+    unproven: int = 0
+    """Not in the log, perhaps as repetitions of records that neither log (retention) nor topic holds any more."""
+    trimmed: int = 0
+    """Records the topic holds of what retention removed from the log: not compared."""
+    not_in_log: int = 0
+    """Entries of sequences (of `items`: versions) whose log rows retention removed: not compared."""
     given_up: int = 0
     """Offsets that `offsets adopt` gave up as lost."""
     not_yet_read: int = 0

@@ -83,6 +83,15 @@ class Entries:
         self.codes.append(codes)
         self.prints.append(prints)
 
+    def split(self, offset: int) -> tuple[Entries, int]:
+        """Those from a log offset on, and how many there are before."""
+        kept, older = Entries(), 0
+        for codes, prints in zip(self.codes, self.prints, strict=True):
+            here = codes >> 3 >= offset
+            older += int((~here).sum())
+            kept.add(codes[here], prints[here])
+        return kept, older
+
     def sorted(self) -> tuple[Ints, Codes]:
         """All, by code; equal codes by fingerprint."""
         if not self.codes:

@@ -36,6 +36,8 @@ class Audited:
     retired: bool
     begins: int
     """Where its log begins."""
+    kept_from: int
+    """Retention removed the log below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,14 @@ class StreamAudit:
         self._topic = audit.topic(stream)
         self._compacted = stream.topic == topics.ITEMS  # where a record may be gone though later ones are there
         self._low, self._end = audit.range(stream)
+        self._topic_low = self._low
         if end is not None:
             self._end = max(self._low, min(self._end, end))
         self._letters = audit.letters(stream)
         self._accepted: list[tuple[Ints, Ints]] = []
         """(digests, offsets) of what the log holds."""
+        self._before: list[tuple[Ints, Ints]] = []
+        """The same of what the topic holds and retention removed."""
         self._open: list[tuple[Ints, Ints, pa.Table]] = []
         """(digests, offsets, rows) of valid records that the log does not hold."""
         self._origins: dict[int, str] = {}
@@ -96,6 +101,7 @@ class StreamAudit:
         """Reads topic and log side by side."""
         self._check_letters_twice()
         ahead = _Ahead(self._audit.records(self._stream, self._low, self._end), self._stream.topic)
+        self._trimmed(ahead)
         at, segment = self._low if self._low < self._end else None, None
         for segment in self._audit.segments(self._stream):
             if at is not None and at < segment.first:
@@ -112,6 +118,17 @@ class StreamAudit:
             self._check_versions()
 
     # -- the log --
+
+    def _trimmed(self, ahead: _Ahead) -> None:
+        """Passes over what retention removed; its identities are known, so repetitions of them are no news."""
+        kept_from = min(self._stream.kept_from, self._end)
+        if kept_from <= self._low:
+            return
+        records = ahead.until(kept_from)
+        self._topic.read += len(records.offsets)
+        self._topic.trimmed += len(records.offsets)
+        self._before.append((records.digests, records.valid_offsets))
+        self._low = kept_from
 
     def _segment(self, segment: Segment, records: Records) -> None:
         topic, rows = self._topic, segment.rows
@@ -192,11 +209,10 @@ class StreamAudit:
     # -- duplicates, erased users, replayed letters --
 
     def _resolve(self) -> None:
-        digests, at = _joined(self._accepted)
-        order = np.lexsort((at, digests))
-        digests, at = digests[order], at[order]
+        digests, at = _by_identity(self._accepted)
         doubled = at[1:][at[1:] == at[:-1]] if self._compacted else self._doubled(digests, at)
         self._find(Finding.TWICE, doubled, "accepted more than once")
+        digests, at = _by_identity(self._accepted + self._before)
         for wanted, offsets, rows in self._open:
             first = np.searchsorted(digests, wanted)
             first[first == len(digests)] = 0
@@ -208,7 +224,7 @@ class StreamAudit:
             self._topic.duplicates += int(earlier.sum())
             for index in np.flatnonzero(~earlier).tolist():
                 self._excuse(int(offsets[index]), rows.slice(index, 1).to_pylist()[0])
-        self._check_origins(set(at.tolist()) if self._origins else set())
+        self._check_origins(set(_joined(self._accepted)[1].tolist()) if self._origins else set())
 
     def _doubled(self, digests: Ints, at: Ints) -> Ints:
         again = digests[1:] == digests[:-1]
@@ -225,8 +241,15 @@ class StreamAudit:
             self._audit.is_erased(user) for user in (row.get("user"), row.get("other")) if user
         ):
             self._topic.suppressed += 1
+        elif self._may_repeat_what_is_gone(offset):
+            self._topic.unproven += 1
         else:
             self._find(Finding.LOST, [offset], "a valid record that the log does not hold", unexplained=True)
+
+    def _may_repeat_what_is_gone(self, offset: int) -> bool:
+        """Whether it may repeat a record within the window that neither log nor topic holds any more."""
+        gone_below = min(self._stream.kept_from, self._topic_low)
+        return bool(self._stream.kept_from) and offset - self._audit.window < gone_below
 
     def _check_origins(self, accepted: set[int]) -> None:
         for offset, origin in self._origins.items():
@@ -280,6 +303,9 @@ class StreamAudit:
         wanted = {offset: (item, digest) for offset, item, digest in self._versions}
         found = Counter[int]()
         for offset, item, digest in self._audit.item_versions(self._stream):
+            if offset < self._stream.kept_from:
+                self._topic.not_in_log += 1
+                continue
             found[offset] += 1
             self._topic.in_sequences += 1
             known = wanted.get(offset)
@@ -336,6 +362,12 @@ def _joined(parts: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     if not parts:
         return _NONE, _NONE
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _by_identity(parts: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    digests, at = _joined(parts)
+    order = np.lexsort((at, digests))
+    return digests[order], at[order]
 
 
 def _same_rows(log: pa.Table, topic: pa.Table) -> NDArray[np.bool_]:

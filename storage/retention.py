@@ -119,7 +119,7 @@ def trim(connection: Connection, policy: Policy, *, limit: int = 100) -> Removed
     cursor = read_from(connection)
     if cursor is None or not policy.keep:
         return Removed()
-    since = open_from(connection, cursor)
+    since = open_from(connection, cursor) if cursor else None  # without learners no label waits for anybody
     removed = Removed()
     for row in offsets.streams(connection):
         keep = policy.keep.get(row.stream.topic)

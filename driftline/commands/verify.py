@@ -75,6 +75,13 @@ def _show(report: Report) -> None:
     for topic in found:
         if topic.beyond_window:
             say(f"{topic.topic}: {topic.beyond_window:,} repeats beyond {report.duplicate_window:,} offsets")
+        if topic.trimmed or topic.not_in_log:
+            say(
+                f"{topic.topic}: retention trimmed the log: {topic.trimmed:,} records of the topic and "
+                f"{topic.not_in_log:,} entries of sequences were not compared with it"
+            )
+        if topic.unproven:
+            say(f"{topic.topic}: {topic.unproven:,} records are in no log; they may repeat what is nowhere any more")
         if topic.given_up:
             say(f"{topic.topic}: {topic.given_up:,} offsets were given up by `offsets adopt`")
         for finding, places in topic.places.items():

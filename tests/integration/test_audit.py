@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -17,7 +18,19 @@ from driftline.audit import audit
 from driftline.audit_findings import Finding, Report
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from tests.integration.feeding import START_MS, Sender, event, ingest_once, item, label, payment, query, relation
+from storage import erasure, retention, sealing
+from tests.integration.feeding import (
+    START_MS,
+    Sender,
+    engine_of,
+    event,
+    ingest_once,
+    item,
+    label,
+    payment,
+    query,
+    relation,
+)
 
 WINDOW = 1_000_000
 
@@ -236,3 +249,38 @@ def test_what_the_topic_no_longer_retains_is_counted_and_checked_against_the_seq
     query(database, "UPDATE user_segment SET at[1] = 0")
     report = audit(database, kafka_topics, duplicate_window=WINDOW)
     assert report.topics[topics.USER].findings[Finding.WRONG_IN_SEQUENCE] == 1
+
+
+def test_sealing_trimming_and_erasing_leave_nothing_to_find_and_are_told(
+    ingested: tuple[str, KafkaConfig], postgres_server: str
+) -> None:
+    url, config = ingested
+    name = _create(postgres_server, str(make_url(url).database))
+    copy = make_url(url).set(database=name).render_as_string(hide_password=False)
+    engine = engine_of(copy)
+    try:
+        with engine.begin() as connection:
+            users = [due.user_id for due in sealing.due(connection, rows=2, limit=100)]
+            assert sealing.seal(connection, users).rows_after == 5
+        assert audit(copy, config, duplicate_window=WINDOW).ok
+        query(copy, "UPDATE log_segment SET last_record_at = last_record_at - interval '1 day' WHERE first_offset = 0")
+        with engine.begin() as connection:
+            policy = retention.Policy(keep={topics.USER: timedelta(0)}, duplicate_window=0)
+            removed = retention.trim(connection, policy)
+        assert removed.events > 0
+        trimmed = audit(copy, config, duplicate_window=WINDOW)
+        assert trimmed.ok, trimmed
+        user = trimmed.topics[topics.USER]
+        assert (user.read, user.accepted, user.not_in_log) == (35, 31 - removed.events, removed.events)
+        assert (user.trimmed >= removed.events, user.in_sequences) == (True, 31 - removed.events)
+        erasure.erase(engine, ["user-3"])
+        erased = audit(copy, config, duplicate_window=WINDOW)
+        assert erased.ok, erased
+        assert erased.topics[topics.RELATIONAL].suppressed == 12
+        assert erased.topics[topics.PAYMENT].suppressed == 6
+        query(copy, "DELETE FROM log_segment WHERE stream_id = (SELECT stream_id FROM stream_offset WHERE topic ="
+              " 'events.payment' LIMIT 1)")  # fmt: skip
+        assert not audit(copy, config, duplicate_window=WINDOW).ok, "what retention did not remove is still missed"
+    finally:
+        engine.dispose()
+        _drop(postgres_server, name)

@@ -193,6 +193,9 @@ def test_an_open_label_keeps_the_log_from_its_reference_time_on(
     write_days(one, 10)
     told = message(topics.LABELS, 0, label("l1", at=4 * 86400 - 10), at_ms=START_MS + 9 * DAY_MS)
     one.write({(topics.LABELS, 0): [told]})
+    take("s0", 1, cursor={1: 20})
+    take("s1", 2, parent="s0", cursor={1: 20})
+    query(database, "DELETE FROM snapshot WHERE id = 's0'")
     assert trim(engine, 1).segments == 4
     assert trim(engine, 1, topic=topics.LABELS).segments == 0
 
