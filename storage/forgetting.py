@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 
 from contracts import topics
-from storage import log, sealing
+from storage import log, sealing, signatures
 from storage.dead_letters import ERASED_DETAIL
 
 _NAMING_TOPICS = (topics.USER, topics.PAYMENT, topics.RELATIONAL, topics.LABELS)
@@ -200,8 +200,9 @@ def _letters(connection: Connection) -> Iterator[pa.Any]:
 
 
 def strings(connection: Connection, ids: Sequence[int]) -> None:
-    """Deletes strings; nothing refers to them any more."""
+    """Deletes strings; nothing refers to them any more but signature tables, which go with them."""
     connection.execute(_DELETE_STRINGS, {"ids": list(ids)})
+    signatures.erase(connection, ids)
 
 
 def naming_pattern(users: Collection[str]) -> Pattern[bytes]:

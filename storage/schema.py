@@ -327,6 +327,36 @@ snapshot = Table(
     comment="Snapshots: a step with a file.",
 )
 
+signature_table = Table(
+    "signature_table",
+    metadata,
+    Column("user_id", BigInteger, primary_key=True, comment="in the vocabulary"),
+    Column("learner", Text, primary_key=True),
+    Column("embedding", Text, primary_key=True, comment="version of the item vectors"),
+    Column("hash_id", Text, primary_key=True, comment="digest of the hash's matrix"),
+    Column(
+        "cursor",
+        JSONB,
+        nullable=False,
+        comment="stream id -> next offset: every event of the user below it is in the table",
+    ),
+    Column("events", Integer, nullable=False, comment="behaviours in the table, the user's newest"),
+    Column("last_at", BigInteger, nullable=False, comment="event time of the newest of them, microseconds since 1970"),
+    Column(
+        "oldest_at",
+        ARRAY(BigInteger),
+        nullable=False,
+        comment="event times of the oldest of them, oldest first ...",
+    ),
+    Column("oldest_item", ARRAY(Text), nullable=False, comment="... and their items"),
+    Column("shape", ARRAY(Integer), nullable=False, comment="signatures, buckets of each, width of a vector"),
+    Column("sums", LargeBinary, nullable=False, comment="float32, little endian: sum of the vectors in each bucket"),
+    Column("counts", LargeBinary, nullable=False, comment="int32, little endian: behaviours in each bucket"),
+    Column("written_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    Index(None, "learner", "embedding"),
+    comment="Serving cache: each user's behaviours summed by signature. Written behind train, which never reads it; may be emptied at any time.",
+)
+
 __all__ = [
     "dead_letter",
     "installation",
@@ -337,6 +367,7 @@ __all__ = [
     "log_segment",
     "metadata",
     "replayed_letter",
+    "signature_table",
     "snapshot",
     "stream_offset",
     "suppression",

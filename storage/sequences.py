@@ -97,7 +97,7 @@ _HISTORIES = text("""
              AS e(at, kind, type, item, amount, currency, other, event_id, stream, position)
         JOIN below b ON b.stream = e.stream
         WHERE s.user_id = u.id AND e.position < b.next_offset
-          AND e.at < a.before
+          AND e.at < a.before AND (e.item IS NOT NULL OR NOT CAST(:items_only AS bool))
         ORDER BY e.at DESC, e.event_id COLLATE "C" DESC, b.topic COLLATE "C" DESC, b.partition DESC, e.position DESC
         LIMIT a.last_n
     ) e
@@ -146,13 +146,19 @@ def append(connection: Connection, batch: Sequence[NewEvents], vocabulary: Vocab
         copy.write(encoder.finish())
 
 
-def histories(connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor) -> list[list[SequenceEvent]]:
-    """One history an ask, sorted; all from one statement."""
+def histories(
+    connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor, *, items_only: bool = False
+) -> list[list[SequenceEvent]]:
+    """One history an ask, sorted; all from one statement.
+
+    :param items_only: events without an item are passed over, and count towards no `last_n`.
+    """
     found: list[list[SequenceEvent]] = [[] for _ in asks]
     values = {
         "users": [ask.user for ask in asks],
         "befores": [ask.before for ask in asks],
         "last_ns": [ask.last_n for ask in asks],
+        "items_only": items_only,
         **_below(cursor),
     }
     for n, *event in connection.execute(_HISTORIES, values):
