@@ -14,7 +14,12 @@ from runtime.metrics import Metric
 from runtime.settings import PREFIX, Settings
 
 FOLDER = Path(__file__).parent
-_PARTS = {"ingest": "`driftline ingest`", "train": "`driftline train`", "score": "`driftline score`"}
+_PARTS = {
+    "ingest": "`driftline ingest`",
+    "train": "`driftline train`",
+    "score": "`driftline score`",
+    "maintain": "`driftline maintain`",
+}
 
 _METRICS_HEAD = """\
 # Metrics

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from driftline.commands import (
+    erase,
     example,
     letters,
     offsets,
@@ -43,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=example("driftline up", "driftline simulate && driftline status"),
 )
-for part in (up, processes, setup, sources, reading, offsets, letters, snapshots, rebuild, verify):
+for part in (up, processes, setup, sources, reading, offsets, letters, snapshots, rebuild, verify, erase):
     part.add_to(app)
 
 

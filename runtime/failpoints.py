@@ -23,6 +23,16 @@ Failpoint = Literal[
     "train.after_rename",
     "train.before_live",
     "train.after_live",
+    "maintain.before_seal_commit",
+    "maintain.after_seal_commit",
+    "maintain.after_mark",
+    "maintain.after_unlink",
+    "maintain.before_trim_commit",
+    "erase.after_suppressed",
+    "erase.after_log",
+    "erase.after_others",
+    "erase.after_letters",
+    "erase.after_sequences",
 ]
 """`train.after_rename`: the snapshot file has its final name, but its folder is not yet fsynced."""
 

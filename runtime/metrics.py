@@ -291,6 +291,54 @@ def score_queue() -> None:
     """Requests waiting."""
 
 
+# -- maintain --
+
+
+@_counter("driftline_maintain_sealed_rows_total")
+def sealed_rows() -> None:
+    """Rows of sequences replaced by sealed ones, sealed rows taken again included."""
+
+
+@_counter("driftline_maintain_sealed_events_total")
+def sealed_events() -> None:
+    """Events rewritten by that; against the accepted ones: how often an event is rewritten."""
+
+
+@_gauge("driftline_maintain_due_users")
+def due_users() -> None:
+    """Users whose sequences were due to be sealed when the newest pass began."""
+
+
+@_counter("driftline_maintain_log_segments_removed_total")
+def log_segments_removed() -> None:
+    """Log segments removed by retention."""
+
+
+@_counter("driftline_maintain_log_events_removed_total")
+def log_events_removed() -> None:
+    """Accepted records in these."""
+
+
+@_counter("driftline_maintain_snapshots_collected_total")
+def snapshots_collected() -> None:
+    """Snapshots collected: files and registry row."""
+
+
+@_counter("driftline_maintain_stray_files_total")
+def stray_files() -> None:
+    """Snapshot files removed that are not those registered: left by a fenced `train`."""
+
+
+@_histogram("driftline_maintain_pass_seconds", (*SECONDS, 300.0, 1800.0))
+def maintain_pass_seconds(part: Literal["seal", "collect", "trim"]) -> None:
+    """Seconds of a pass, part by part."""
+
+
+@_gauge("driftline_maintain_pass_timestamp_seconds")
+def maintain_pass() -> None:
+    """When the newest pass ended, unix seconds."""
+
+
 # -- every process --
 
 

@@ -30,6 +30,7 @@ Port = Annotated[
     BeforeValidator(lambda given: None if given in ("none", "") else given),
 ]
 Learner = Annotated[str, Field(min_length=1)]
+EventTopic = Literal["events.user", "events.payment", "events.relational", "labels", "items"]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 PORT = 'TCP port of /metrics, /healthz and /readyz; 0 = any free one, "none" = no server'
@@ -94,6 +95,25 @@ class ScoreSettings(_Group):
     device: str = Field(default="auto", description='torch device; "auto" = cuda where there is one')
 
 
+class MaintainSettings(_Group):
+    """`driftline maintain`."""
+
+    every_s: Annotated[float, Field(gt=0)] = Field(default=15.0, description="seconds between two passes")
+    seal_rows: Annotated[int, Field(ge=2)] = Field(
+        default=16, description="rows: a user's sequence is sealed when ingest has added so many"
+    )
+    seal_users: Count = Field(default=100_000, description="users sealed in one pass, those with the most rows first")
+    keep_snapshots: Count = Field(
+        default=10, description="live snapshots kept of each learner's branch; pinned ones and parents stay beside them"
+    )
+    log_days: dict[EventTopic, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="days of record time behind the newest record that the log keeps, by topic, as JSON: "
+        '{"events.user": 90}; topics not named are kept for ever',
+    )
+    port: Port = Field(default=9105, description=PORT)
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Build it with `load`, which explains what is wrong."""
 
@@ -119,6 +139,7 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     train: TrainSettings = TrainSettings()
     score: ScoreSettings = ScoreSettings()
+    maintain: MaintainSettings = MaintainSettings()
 
     @property
     def snapshots(self) -> Path:

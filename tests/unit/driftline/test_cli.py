@@ -53,7 +53,8 @@ def test_each_verb_shows_an_example_that_starts_with_itself(
 
 PROMISED = (
     "up, topics create, migrate, ingest, train, score, simulate, replay, user, status, offsets show, offsets adopt, "
-    "dlq list, dlq show, dlq replay, snapshots list, snapshots show, snapshots verify, verify, config show"
+    "dlq list, dlq show, dlq replay, snapshots list, snapshots show, snapshots verify, verify, config show, maintain, "
+    "erase"
 )
 
 
@@ -75,7 +76,7 @@ def test_an_unknown_option_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -
     assert "--nonsense" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["ingest", "train"])
+@pytest.mark.parametrize("verb", ["ingest", "train", "maintain"])
 @pytest.mark.parametrize("port", ["70000", "-1", "nobody"])
 def test_an_unfit_port_is_a_wrong_call_that_names_what_fits(
     verb: str, port: str, capsys: pytest.CaptureFixture[str]

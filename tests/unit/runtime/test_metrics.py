@@ -10,9 +10,9 @@ from prometheus_client import generate_latest
 
 from runtime import metrics
 
-_UNITS = ("_total", "_seconds", "_bytes", "_rows", "_records", "_entries", "_requests")
+_UNITS = ("_total", "_seconds", "_bytes", "_rows", "_records", "_entries", "_requests", "_users")
 _WITHOUT_UNIT = {"driftline_ready", "driftline_train_step", "driftline_score_snapshot_step", "driftline_train_loss"}
-_LABELS = {"topic", "partition", "reason", "outcome", "learner", "arm", "loss", "client"}
+_LABELS = {"topic", "partition", "reason", "outcome", "learner", "arm", "loss", "client", "part"}
 
 
 def test_names_are_unique() -> None:
