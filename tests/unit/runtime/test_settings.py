@@ -19,7 +19,7 @@ def _in_a_folder_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_without_anything_the_defaults_hold() -> None:
     found = settings.load()
     assert found.postgres_url is None
-    assert found.ingest.batch_records == 40_000
+    assert found.ingest.batch_records == 60_000
     assert found.snapshots == Path("driftline-data/snapshots")
 
 
