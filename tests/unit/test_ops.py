@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from contracts import topics
 from contracts.codec import Decoder, Reason
-from contracts.records import Progress
+from contracts.records import DriftAlarm, Progress
 from contracts.scoring import ScoreAnswer, ScoreRequest
 from driftline.cli import app
 from runtime import metrics
@@ -87,7 +87,7 @@ def test_generated_pages_are_current(page: str) -> None:
 
 
 def test_there_is_a_dashboard_for_each_process() -> None:
-    assert [path.stem for path in DASHBOARDS] == ["ingest", "maintain", "score", "train"]
+    assert [path.stem for path in DASHBOARDS] == ["drift", "ingest", "maintain", "score", "train"]
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
@@ -128,7 +128,7 @@ def test_alerts_say_how_grave_how_long_and_what_to_do() -> None:
 def test_prometheus_scrapes_every_process_where_compose_runs_it() -> None:
     jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in _scrapes()}
     settings = Settings()
-    ports = {name: getattr(settings, name).port for name in ("ingest", "train", "score", "maintain")}
+    ports = {name: getattr(settings, name).port for name in ("ingest", "train", "score", "drift", "maintain")}
     assert jobs == {name: [f"{name}:{port}"] for name, port in ports.items()}
     assert set(jobs) <= set(_compose()["services"])
 
@@ -152,7 +152,7 @@ def test_compose_pins_images_and_waits_for_what_it_needs() -> None:
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert (ROOT / source).exists() if source.startswith(".") else source in compose["volumes"]
-    for name in ("ingest", "train", "score", "maintain"):
+    for name in ("ingest", "train", "score", "drift", "maintain"):
         assert compose["services"][name]["healthcheck"]["test"]
 
 
@@ -217,11 +217,16 @@ def test_the_examples_of_records_are_read() -> None:
     for topic, body in re.findall(r"<!-- (\S+) -->\n```json\n(.*?)```", (DOCS / "events.md").read_text(), re.S):
         seen.add(topic)
         _read(topic, body.encode())
-    assert seen == {*topics.INPUTS, topics.PROGRESS, "ScoreRequest", "ScoreAnswer"}
+    assert seen == {*topics.INPUTS, topics.PROGRESS, topics.ALARMS, "ScoreRequest", "ScoreAnswer"}
 
 
 def _read(topic: str, body: bytes) -> None:
-    others: dict[str, Any] = {topics.PROGRESS: Progress, "ScoreRequest": ScoreRequest, "ScoreAnswer": ScoreAnswer}
+    others: dict[str, Any] = {
+        topics.PROGRESS: Progress,
+        topics.ALARMS: DriftAlarm,
+        "ScoreRequest": ScoreRequest,
+        "ScoreAnswer": ScoreAnswer,
+    }
     if topic in others:
         msgspec.json.decode(body, type=others[topic])
         return
