@@ -63,7 +63,8 @@ class Course:
         self.cursor: Cursor = dict(cursor)
         self.front = front
         self.merge = Merge(cursor)
-        self._histories = Histories(last_n=cohort.needs.last_n, resolution_us=plan.resolution_us)
+        needs = cohort.needs
+        self._histories = Histories(last_n=needs.last_n, items_only=needs.items_only, resolution_us=plan.resolution_us)
 
     def learn(self, connection: Connection, rows: Sequence[LogRow]) -> CohortReport | None:
         """Predicts, scores and learns the rows of one step, as the merge gave them."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from learners.batch import Batch, Origin, Query, Target, TargetKind
+from learners.batch import Batch, Bools, Origin, Query, Target, TargetKind
 from runtime.context import context_of, strings
 from storage import sequences
 from storage.offsets import Cursor
@@ -43,18 +43,22 @@ class _View:
     stack: list[SequenceEvent]
     visible: int
     timed: bool
-    """It is the first of its instant, and not the user's first event."""
+    """It is the first of its instant, and not the user's first event, among those that histories are made of."""
 
 
 class Histories:
     """Builds batches, step by step in journal order; remembers recent users' histories between steps."""
 
-    def __init__(self, *, last_n: int, resolution_us: int, cached_users: int = 50_000) -> None:
+    def __init__(
+        self, *, last_n: int, resolution_us: int, items_only: bool = False, cached_users: int = 50_000
+    ) -> None:
         """
         :param last_n: events a history holds before its row (rows sharing a stack may see a few more).
         :param resolution_us: width of the event clock's tick, microseconds.
+        :param items_only: histories are made of events that carry an item; to a row, the others never happened.
         """
         self._last_n = last_n
+        self._items_only = items_only
         self._resolution_us = resolution_us
         self._cached_users = cached_users
         self._recent: OrderedDict[str, _Recent] = OrderedDict()
@@ -65,15 +69,39 @@ class Histories:
         :param cursor: the step's start cursor.
         """
         self._load(connection, {row.user for row in rows}, cursor)
-        inside = _events_by_user(rows)
+        brought = _events_by_user(rows)
+        inside = {user: [(n, event) for n, event in events if self._counts(event)] for user, events in brought.items()}
         views: list[_View | None] = [None] * len(rows)
+        newest = np.zeros(len(rows), np.bool_)
         for user in dict.fromkeys(row.user for row in rows):
             numbers = [n for n, row in enumerate(rows) if row.user == user]
-            shared = self._shared(connection, user, numbers, rows, inside[user], cursor)
+            newest[numbers] = self._newest(user, numbers, rows, inside[user])
+            times = [event.at for _, event in brought[user]]
+            ordered = times == sorted(times)
+            shared = self._shared(connection, user, numbers, rows, inside[user], cursor) if ordered else None
             for n in numbers:
                 views[n] = shared[n] if shared else self._alone(connection, user, n, rows[n], inside[user], cursor)
         self._remember(inside)
-        return self._as_batch(rows, [view for view in views if view is not None])
+        return self._as_batch(rows, [view for view in views if view is not None], newest)
+
+    def _counts(self, event: SequenceEvent) -> bool:
+        """Whether the event stands in histories."""
+        return event.item is not None or not self._items_only
+
+    def _read(self, connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor) -> list[list[SequenceEvent]]:
+        return sequences.histories(connection, asks, cursor, items_only=self._items_only)
+
+    def _newest(
+        self, user: str, numbers: list[int], rows: Sequence[LogRow], inside: list[tuple[int, SequenceEvent]]
+    ) -> list[bool]:
+        """Of each of a user's rows, whether it lies behind all that its history could be made of."""
+        below = self._recent[user].events
+        latest = below[-1].at if below else None
+        found = []
+        for n in numbers:
+            before = [event.at for number, event in inside if number < n]
+            found.append(all(at < rows[n].event.at for at in before) and (latest is None or latest < rows[n].event.at))
+        return found
 
     def _load(self, connection: Connection, users: set[str], cursor: Cursor) -> None:
         for user in users & self._recent.keys():
@@ -82,7 +110,7 @@ class Histories:
         if missing:
             wanted = 4 * self._last_n
             asks = [HistoryAsk(user=user, before=_FOREVER, last_n=wanted) for user in missing]
-            found = sequences.histories(connection, asks, cursor)
+            found = self._read(connection, asks, cursor)
             for user, events in zip(missing, found, strict=True):
                 self._recent[user] = _Recent(events, complete=len(events) < wanted)
 
@@ -110,10 +138,7 @@ class Histories:
         inside: list[tuple[int, SequenceEvent]],
         cursor: Cursor,
     ) -> dict[int, _View] | None:
-        """One stack for all rows of a user: possible while the step brings the user's events in order of time."""
-        times = [event.at for _, event in inside]
-        if times != sorted(times):
-            return None
+        """One stack for all rows of a user, of whom the step brings the events in order of time; None: too long."""
         first, last = rows[numbers[0]].event.at, rows[numbers[-1]].event.at
         most = 2 * self._last_n + len(inside)
         below = self._below(connection, user, first, last, most, cursor)
@@ -147,7 +172,7 @@ class Histories:
             HistoryAsk(user=user, before=last, last_n=most + 1),
             HistoryAsk(user=user, before=last + 1, last_n=1),  # whether something happened at `last` itself
         ]
-        before, newest = sequences.histories(connection, asks, cursor)
+        before, newest = self._read(connection, asks, cursor)
         return before + [event for event in newest if event.at == last]
 
     def _alone(
@@ -165,7 +190,7 @@ class Histories:
             HistoryAsk(user=user, before=at, last_n=self._last_n),
             HistoryAsk(user=user, before=at + 1, last_n=1),
         ]
-        stack, newest = sequences.histories(connection, asks, cursor)
+        stack, newest = self._read(connection, asks, cursor)
         earlier = [event for n, event in inside if n < number]
         for event in earlier:
             if event.at < at:
@@ -174,7 +199,7 @@ class Histories:
         seen = _holds(newest, at) or any(event.at == at for event in earlier)
         return _View(stack, len(stack), timed=bool(stack) and not seen)
 
-    def _as_batch(self, rows: Sequence[LogRow], views: list[_View]) -> Batch:
+    def _as_batch(self, rows: Sequence[LogRow], views: list[_View], newest: Bools) -> Batch:
         stacks: dict[int, tuple[int, list[SequenceEvent]]] = {}
         for view in views:
             stacks.setdefault(id(view.stack), (len(stacks), view.stack))
@@ -185,6 +210,7 @@ class Histories:
                 visible=np.array([view.visible for view in views], np.int64),
                 # Silence is known only up to the last event seen: the row's own time is the target.
                 now=np.array([v.stack[v.visible - 1].at if v.visible else 0 for v in views], np.int64),
+                user=strings([row.user for row in rows]),
             ),
             target=Target(
                 kind=TargetKind.EVENT,
@@ -193,8 +219,9 @@ class Histories:
                 resolution=np.full(len(rows), self._resolution_us, np.int64),
                 timed=np.array([view.timed for view in views], np.bool_),
                 weight=np.ones(len(rows)),
+                item=strings([row.event.item for row in rows]),
             ),
-            origin=Origin(key=np.array([row.event.key for row in rows], np.int64)),
+            origin=Origin(key=np.array([row.event.key for row in rows], np.int64), newest=newest),
         )
 
 

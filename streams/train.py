@@ -32,12 +32,15 @@ from streams.course import Course, Plan, check_actions, journalled, make_determi
 from streams.merge import LogRow, runs_of
 from streams.progress import ProgressLedger
 from streams.publish import Published, actions_before, publish, restore
+from streams.signatures import writer_for
 
 TRANSACTION_TIMEOUT_S = 15
 """A process frozen with the learner's row in its hands keeps its successor waiting no longer than this."""
 POLL_S = 0.05
 FIRST_SNAPSHOT_S = 5.0
 """A learner without a snapshot takes its first one sooner, so that scoring can begin."""
+DRAIN_S = 5.0
+"""So long, at most, a process that ends writes signature tables that are still due."""
 
 _log = structlog.get_logger(__name__)
 
@@ -54,6 +57,8 @@ class Totals:
     snapshot_id: str | None = None
     """The newest one."""
     sha256: str | None = None
+    signatures: int = 0
+    """Users' signature tables written for scoring."""
     learn_s: float = 0.0
     """Seconds spent building batches and learning."""
 
@@ -150,6 +155,9 @@ class Lesson:
         self._actions: tuple[str, ...] = ()
         """What the learner reported of the step before."""
         self._course = self._restore()
+        self._signatures = writer_for(self._seat, self._course.cohort)
+        if self._signatures and self._parent is not None:
+            self._signatures.serves()
         self._snapshot_at = time.monotonic()
         self._unsaved_steps = 0
 
@@ -206,6 +214,7 @@ class Lesson:
                 break
         if self._unsaved_steps:
             self._run_new([], snapshot=True)
+        self._write_last_signatures()
 
     def _repeat(self) -> None:
         """Runs the steps that were journalled after the snapshot, as they are written."""
@@ -231,6 +240,7 @@ class Lesson:
         """The rows of the next step, in merge order; as many as there are when time is up."""
         merge = self._course.merge
         rows: list[LogRow] = []
+        self._write_signatures()
         began = blocked = time.monotonic()
         while len(rows) < self._settings.step_rows:
             if (row := merge.pop()) is not None:
@@ -256,6 +266,7 @@ class Lesson:
                 merge.pass_by(merge.behind())
                 continue
             metrics.train_lag.set(merge.rows_behind(), self._seat.learner)
+            self._write_signatures()
             self._ledger.poll()
             self._stop.wait(POLL_S)
         return rows
@@ -307,6 +318,8 @@ class Lesson:
             metrics.train_front.set(self._course.front / 1e6, learner)
         if report is not None:
             self._ledger.tell(self._seat, step, rows, report)
+            if self._signatures:
+                self._signatures.learnt(self._course.cursor)
         if step.snapshot:
             self._take_snapshot()
 
@@ -321,6 +334,8 @@ class Lesson:
         if done is None:
             return  # asked to stop; the journal repeats these steps
         self._tell_readiness()
+        if self._signatures:
+            self._signatures.serves()
         self._parent, self._unsaved_steps, self._snapshot_at = done.id, 0, time.monotonic()
         self._ledger.start_over()
         self._totals.snapshots += 1
@@ -349,6 +364,23 @@ class Lesson:
             self._health.set_ready("train", False, str(error))
             _log.error("train.snapshot_unwritable", error=str(error))
             return None
+
+    # -- the serving cache --
+
+    def _write_signatures(self) -> None:
+        if self._signatures:
+            self._totals.signatures += self._signatures.write_if_due(
+                self._connection, self._course.cursor, now=time.monotonic()
+            )
+
+    def _write_last_signatures(self) -> None:
+        """What is left after `DRAIN_S` stays unwritten: readers make do with older rows."""
+        until = time.monotonic() + DRAIN_S
+        while self._signatures and time.monotonic() < until:
+            written = self._signatures.write(self._connection, self._course.cursor)
+            self._totals.signatures += written
+            if not written:
+                return
 
     # -- what it says of itself --
 

@@ -101,10 +101,13 @@ class SDIM:
         """Users whose sequence the newest step made longer: their stored rows are out of date."""
         return self._tables.touched
 
-    def signature_rows(self, users: Iterable[str]) -> list[SignatureRow]:
-        """Rows of the published version for the users that are held, each as of the end of the newest step that
-        touched its user. For the others see `without_window`."""
-        return self._tables.rows(users, self._published)
+    def signature_rows(self, users: Iterable[str], published: Published | None = None) -> list[SignatureRow]:
+        """Rows for the users that are held, each as of the end of the newest step that touched its user. For the
+        others see `without_window`.
+
+        :param published: the version of this learner that serves; None: the newest.
+        """
+        return self._tables.rows(users, published or self._published)
 
     def without_window(self, users: Iterable[str]) -> list[str]:
         """The users of whom nothing is held: give their sequences to `take_sequences`, or let the reader rebuild."""

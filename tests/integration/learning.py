@@ -42,6 +42,7 @@ class Given(NamedTuple):
     user: str = "ann"
     type: str = "click"
     other: str | None = None
+    item: str | None = None
 
 
 class Scribe:
@@ -252,7 +253,7 @@ def _table(place: Place, rows: Sequence[Given]) -> pa.Table:
         "event_id": [f"{place[0]}-{place[1]}-{row.offset}" for row in rows],
         "user": [row.user for row in rows],
         "type": [row.type for row in rows],
-        "item": [None] * n,
+        "item": [row.item for row in rows],
         "amount": [None] * n,
         "currency": [None] * n,
         "other": [row.other for row in rows],

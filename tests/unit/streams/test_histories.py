@@ -68,7 +68,8 @@ def written(connection: Connection, world: list[Happening], segments: set[int]) 
     for number, one in enumerate(world):
         place = (one.topic, 0)
         other = None if one.topic == USER else one.other
-        waiting[place].append(Given(at[place], number, one.at, one.user, f"type-{number % 3}", other))
+        item = f"item-{number}" if one.topic != RELATIONAL and number % 3 else None
+        waiting[place].append(Given(at[place], number, one.at, one.user, f"type-{number % 3}", other, item))
         at[place] += 1
         if number + 1 in segments or number + 1 == len(world):
             for each, rows in waiting.items():
@@ -107,12 +108,12 @@ Seen = tuple[int, int, str]
 """(event time, key, role)."""
 
 
-def may_see(rows: list[LogRow], number: int) -> list[Seen]:
+def may_see(rows: list[LogRow], number: int, *, items_only: bool = False) -> list[Seen]:
     """The rule."""
     row, found = rows[number], []
     for other in rows[:number]:
         event = other.event
-        if event.at < row.event.at:
+        if event.at < row.event.at and not (items_only and event.item is None):
             if other.user == row.user:
                 found.append((event[:5], event.key, "actor"))
             if event.topic == RELATIONAL and event.other == row.user:
@@ -131,13 +132,14 @@ def sees(batch: Batch, number: int) -> list[Seen]:
     )
 
 
-def first_of_its_instant(rows: list[LogRow], number: int) -> bool:
-    row = rows[number]
-    return not any(
-        row.user in (other.user, other.event.other if other.event.topic == RELATIONAL else None)
-        and other.event.at == row.event.at
+def times_before(rows: list[LogRow], number: int, *, items_only: bool) -> list[int]:
+    """Event times of what came before the row in its user's sequence."""
+    return [
+        other.event.at
         for other in rows[:number]
-    )
+        if rows[number].user in (other.user, other.event.other if other.event.topic == RELATIONAL else None)
+        and not (items_only and other.event.item is None)
+    ]
 
 
 def same(one: Batch, two: Batch) -> None:
@@ -153,28 +155,34 @@ def same(one: Batch, two: Batch) -> None:
                 assert a == b
 
 
-@given(worlds, cuts, cuts, st.integers(1, 3))
+@given(worlds, cuts, cuts, st.integers(1, 3), st.booleans())
 @property_test
 def test_each_row_sees_the_newest_of_what_it_may_see(
-    connection: Connection, world: list[Happening], segments: set[int], cut: set[int], last_n: int
+    connection: Connection, world: list[Happening], segments: set[int], cut: set[int], last_n: int, items_only: bool
 ) -> None:
     with undone(connection):
         rows = written(connection, world, segments)
-        histories, number = Histories(last_n=last_n, resolution_us=TICK_US), 0
+        histories, number = Histories(last_n=last_n, resolution_us=TICK_US, items_only=items_only), 0
         for step, cursor in steps_of(rows, cut):
             batch = histories.batch(connection, step, cursor)
             for n, row in enumerate(step):
-                expected, found = may_see(rows, number), sees(batch, n)
+                expected, found = may_see(rows, number, items_only=items_only), sees(batch, n)
+                before = times_before(rows, number, items_only=items_only)
                 assert len(found) >= min(last_n, len(expected))
                 assert found == expected[len(expected) - len(found) :]
                 assert batch.query.now[n] == (expected[-1][0] if expected else 0)
                 assert batch.target.at[n] == row.event.at
                 assert batch.origin.key[n] == row.event.key
-                assert batch.target.timed[n] == (bool(expected) and first_of_its_instant(rows, number))
+                assert batch.target.timed[n] == (bool(expected) and row.event.at not in before)
+                assert batch.origin.newest is not None
+                assert batch.origin.newest[n] == all(at < row.event.at for at in before)
+                assert batch.query.user is not None
+                assert batch.target.item is not None
+                assert (batch.query.user[n], batch.target.item[n]) == (row.user, row.event.item)
                 number += 1
 
 
-@given(worlds, cuts, cuts, cuts, st.integers(1, 3))
+@given(worlds, cuts, cuts, cuts, st.integers(1, 3), st.booleans())
 @property_test
 def test_batches_do_not_depend_on_what_is_cached_on_restarts_or_on_how_the_log_is_cut(
     connection: Connection,
@@ -183,9 +191,10 @@ def test_batches_do_not_depend_on_what_is_cached_on_restarts_or_on_how_the_log_i
     other_segments: set[int],
     cut: set[int],
     last_n: int,
+    items_only: bool,
 ) -> None:
     def fresh(cached_users: int = 1000) -> Histories:
-        return Histories(last_n=last_n, resolution_us=TICK_US, cached_users=cached_users)
+        return Histories(last_n=last_n, resolution_us=TICK_US, items_only=items_only, cached_users=cached_users)
 
     with undone(connection):
         steps = steps_of(written(connection, world, segments), cut)
