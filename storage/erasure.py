@@ -15,7 +15,7 @@ from typing import Literal
 
 from sqlalchemy import Connection, Engine, text
 
-from storage import forgetting, suppression
+from storage import forgetting, signatures, suppression
 
 Step = Literal["suppressed", "log", "others", "letters", "sequences", "strings"]
 _OTHERS_AT_ONCE = 64
@@ -70,6 +70,7 @@ def erase(engine: Engine, users: Sequence[str], *, done: Callable[[Step], None] 
     for portion in _portions(others):
         with engine.begin() as connection:
             forgetting.from_sequences_of_others(connection, portion, [*own, *payees])
+            signatures.erase(connection, portion)  # they are built anew from what is left
     done("others")
     with engine.begin() as connection:
         letters = forgetting.from_letters(connection, users)

@@ -89,6 +89,19 @@ _HISTORIES = text("""
          AS a(user_id, before, last_n, n)
     -- A look-up per ask: joined, a vocabulary not yet analysed is scanned whole for each of them.
     CROSS JOIN LATERAL (SELECT id FROM vocabulary WHERE space = 1 AND value = a.user_id) AS u
+    -- Sealed rows say what they hold. Of those wholly visible, the newest with `last_n` events between them tell from
+    -- when on an event may be among the last: older rows are not opened. Rows of batches always are.
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(r.first_at), -9223372036854775808) AS at
+        FROM (
+            SELECT s.first_at, sum(s.events) OVER (ORDER BY s.first_at DESC) AS events
+            FROM user_segment s
+            WHERE s.user_id = u.id AND s.stream_id = 0 AND s.last_at < a.before AND NOT CAST(:items_only AS bool)
+              AND NOT EXISTS (SELECT FROM unnest(s.streams, s.ends) AS h(stream, next)
+                              LEFT JOIN below b ON b.stream = h.stream WHERE coalesce(b.next_offset, 0) < h.next)
+        ) r
+        WHERE r.events >= a.last_n
+    ) AS since
     CROSS JOIN LATERAL (
         SELECT e.*, b.topic, b.partition
         FROM user_segment s
@@ -96,7 +109,8 @@ _HISTORIES = text("""
                                   s.event_id, s.stream, s.position)
              AS e(at, kind, type, item, amount, currency, other, event_id, stream, position)
         JOIN below b ON b.stream = e.stream
-        WHERE s.user_id = u.id AND e.position < b.next_offset
+        WHERE s.user_id = u.id AND (s.last_at IS NULL OR (s.last_at >= since.at AND s.first_at < a.before))
+          AND e.position < b.next_offset AND e.at >= since.at
           AND e.at < a.before AND (e.item IS NOT NULL OR NOT CAST(:items_only AS bool))
         ORDER BY e.at DESC, e.event_id COLLATE "C" DESC, b.topic COLLATE "C" DESC, b.partition DESC, e.position DESC
         LIMIT a.last_n

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from threading import Event, Thread
 
 import pytest
@@ -14,10 +15,11 @@ from contracts import topics
 from contracts.records import Record
 from storage import sealing, sequences
 from storage.sequences import HistoryAsk
-from tests.integration.feeding import engine_of, event, payment, query, relation, taken
+from tests.integration.feeding import START_MS, engine_of, event, payment, query, relation, taken
 from tests.integration.owning import MakeOwner, Owner, Place, message
 
 FOREVER = 2**62
+START_US = START_MS * 1000
 VIEW = 'SELECT * FROM user_event ORDER BY user_id, topic, partition, "offset", role'
 
 
@@ -32,11 +34,14 @@ def seal(engine: Engine, *, rows: int = 2) -> sealing.Sealed:
     return done
 
 
-def histories(owner: Owner, *users: str, last_n: int = 10_000) -> list[list[sequences.SequenceEvent]]:
-    """As of all that is committed."""
-    asks = [HistoryAsk(user=user, before=FOREVER, last_n=last_n) for user in users]
+def histories(
+    owner: Owner, *users: str, last_n: int = 10_000, before: int = FOREVER, below: int = 10**9
+) -> list[list[sequences.SequenceEvent]]:
+    """As of offset `below` of each stream, and strictly before a time."""
+    asks = [HistoryAsk(user=user, before=before, last_n=last_n) for user in users]
     with owner.connection.begin():
-        return sequences.histories(owner.connection, asks, {claim.stream_id: 10**9 for claim in owner.claims.values()})
+        cursor = {claim.stream_id: below for claim in owner.claims.values()}
+        return sequences.histories(owner.connection, asks, cursor)
 
 
 PLACES: list[Place] = [(topics.USER, 0), (topics.PAYMENT, 0), (topics.RELATIONAL, 0)]
@@ -85,7 +90,11 @@ def test_nobody_can_tell_what_was_sealed_when(
     whole = histories(one, *"abcxyz")
     seal(engine)
     assert histories(one, *"abcxyz") == whole
-    assert [h[-3:] for h in whole] == histories(one, *"abcxyz", last_n=3)
+    for last_n, before, below in product(
+        (1, 3, 9), (START_US + 2 * 10**6, START_US + 4 * 10**6, FOREVER), (2, 5, 10**9)
+    ):
+        seen = [[e for e in history if e.at < before and e.offset < below][-last_n:] for history in whole]
+        assert histories(one, *"abcxyz", last_n=last_n, before=before, below=below) == seen
     taken(database)  # log and sequences hold the same
     nulls = "SELECT count(*) FROM user_segment WHERE stream_id = 0 AND array_remove(item, NULL) = '{}'"
     assert query(database, nulls) == [(0,)], "a field that no event has is one NULL"
@@ -193,3 +202,44 @@ def test_a_hit_of_the_duplicate_filter_is_confirmed_by_a_sealed_row(database: st
     one.write_events(event("e2"))
     seal(engine_of(database))
     assert owner().write_events(event("e1"), event("e2"), event("e3")).counts.duplicates == 2
+
+
+def test_the_newest_events_of_a_long_history_are_found_without_opening_all_of_it(
+    database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "CHUNK_EVENTS", 8)
+    one = owner()
+    one.write_events(*(event(f"e{n}", at=n) for n in range(80)))
+    one.write_events(event("late", at=3.5))
+    seal(engine_of(database))
+    assert [e.event_id for e in histories(one, "ann", last_n=2)[0]] == ["e78", "e79"]
+    query(database, "UPDATE user_segment SET event_id[1] = NULL WHERE last_at < %s", (START_MS + 60_000) * 1000)
+    assert [e.event_id for e in histories(one, "ann", last_n=10)[0]] == [f"e{n}" for n in range(70, 80)]
+    assert None in [e.event_id for e in histories(one, "ann", last_n=70)[0]], "the others are opened when needed"
+
+
+def test_a_second_sealer_waits_for_the_first_and_then_sees_its_rows(database: str, owner: MakeOwner) -> None:
+    one, engine, second = owner(), engine_of(database), list[sealing.Sealed]()
+    for n in range(3):
+        one.write_events(event(f"e{n}", at=n))
+    [(ann,)] = query(database, "SELECT DISTINCT user_id FROM user_segment")
+    other = Thread(target=lambda: second.append(seal_one(engine_of(database), ann)))
+    with engine.begin() as connection:
+        assert sealing.seal(connection, [ann]).rows_before == 3
+        other.start()
+        other.join(0.5)
+        assert other.is_alive(), "it must wait"
+        waiting = query(database, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    other.join()
+    assert waiting == [(1,)], "for the user, before its own statement takes its look"
+    assert second == [sealing.Sealed()]
+
+
+def seal_one(engine: Engine, user_id: int) -> sealing.Sealed:
+    with engine.begin() as connection:
+        return sealing.seal(connection, [user_id])
+
+
+def test_sealing_nothing_makes_no_row(database: str) -> None:
+    assert seal_one(engine_of(database), 4711) == sealing.Sealed()
+    assert query(database, "SELECT count(*) FROM user_segment") == [(0,)]
