@@ -27,7 +27,8 @@ from storage.journal import Seat, Step
 from storage.sequences import SequenceEvent
 from streams.merge import LogRow
 from streams.progress import ProgressLedger, Undelivered
-from tests.integration.feeding import REPOSITORY, eventually
+from streams.train import Totals
+from tests.integration.feeding import REPOSITORY, Sender, eventually
 from tests.integration.learning import School, StopAtLook, schools
 
 NONE = np.zeros(0, np.int64)
@@ -123,6 +124,33 @@ def test_a_silent_partition_is_waited_for_a_while_then_passed_by_and_that_is_jou
     others = school.query("SELECT stream_id FROM stream_offset WHERE next_offset = 0 ORDER BY stream_id")
     assert set(first.idle) >= {row.stream_id for row in others}
     assert first.rows[0][:2] == [stream.stream_id, 0]
+
+
+def test_a_bounded_run_waits_without_bound_for_what_the_topics_held_and_learns_it_in_full_steps(school: School) -> None:
+    school.write(20)
+    school.write(4, place=(topics.USER, 3))
+    school.write(4, place=(topics.USER, 3))
+    expected = school.undisturbed(step_rows=16)
+    sender = Sender(school.config)
+    for _ in range(8):  # one by one: of a batch Tansu counts the first only
+        sender.put(topics.USER, b"user-0", b"{}", partition=3)
+    school.query("UPDATE stream_offset SET next_offset = 4 WHERE next_offset = 8")  # ingest is not there yet
+    found = list[Totals]()
+    impatient: dict[str, Any] = {"step_rows": 16, "merge_wait_s": 0.0, "step_linger_s": 0.0}
+    running = threading.Thread(target=lambda: found.append(school.train(**impatient)))
+    running.start()
+    try:
+        eventually(school.health.is_ready)
+        running.join(1.5)
+        assert running.is_alive()
+        assert school.journalled() == 0, "it went on without a partition that has more"
+    finally:
+        school.query("UPDATE stream_offset SET next_offset = 8 WHERE next_offset = 4")
+        running.join(20)
+    steps = school.query("SELECT rows, idle FROM journal ORDER BY step")
+    assert [sum(run[2] - run[1] for run in step.rows) for step in steps] == [16, 12, 0]
+    assert [step.idle for step in steps] == [[], [], []]
+    assert [totals.sha256 for totals in found] == [expected]
 
 
 def test_a_second_train_fences_the_first_which_stops_with_exit_code_3(school: School) -> None:

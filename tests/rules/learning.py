@@ -226,6 +226,18 @@ LEARNING_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         number=18,
+        says="a bounded run waits without bound up to the ends it met, and its steps hold n rows",
+        tests=(f"{_TRAIN}test_a_bounded_run_waits_without_bound_for_what_the_topics_held_and_learns_it_in_full_steps",),
+        file="streams/train.py",
+        off=(
+            (
+                "            if ends is not None:\n                if merge.at_ends():\n                    break\n",
+                "            if ends is not None and merge.at_ends():\n                break\n",
+            ),
+        ),
+    ),
+    Rule(
+        number=18,
         says="snapshots touched by an erasure are refused",
         tests=(f"{_REPLAYED}test_what_cannot_be_rebuilt_is_refused_with_exit_code_3",),
         file="streams/rebuild.py",
