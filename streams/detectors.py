@@ -40,7 +40,7 @@ class Thresholds:
     """Of Page-Hinkley, standard deviations an input: smaller changes are not looked for."""
     excess: float = 30.0
     """Of Page-Hinkley, standard deviations."""
-    delta: float = 1e-4
+    delta: float = 1e-3
     """Of ADWIN."""
 
 

@@ -138,6 +138,8 @@ class Drift:
         self._settings = settings
         self._health = health
         self._stop = stop
+        self._gaps: set[tuple[str, int, int]] = set()
+        """(topic, partition, offset) where nothing stands: believed once met again after a fresh start."""
         self.totals = Totals()
 
     def run(self) -> Totals:
@@ -162,14 +164,15 @@ class Drift:
         """
         sources = changelogs.prepared(self._kafka, self._settings.group, SOURCES)
         app = application(self._kafka, self._settings, folder)
-        readers = [Reader(app, source, self._kafka, self.totals) for source in sources.values()]
+        readers = [Reader(app, source, self._kafka, self._gaps, self.totals) for source in sources.values()]
 
         async def go_on_from_the_tables(*_: Any, **__: Any) -> None:
             for reader in readers:
                 await reader.go_to_positions()
 
         app.on_rebalance_complete.connect(go_on_from_the_tables)
-        began = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time
+        restored_at = now()
         try:
             await app.start()
             while not self._stop.is_set():
@@ -177,24 +180,33 @@ class Drift:
                     raise trouble
                 if app.should_stop:
                     raise AppEnded(str(app.crash_reason or "stopped"), where="Kafka")
-                self._tell_readiness(app, late=asyncio.get_running_loop().time() - began > RESTORE_S)
+                if self._tell_readiness(app):
+                    restored_at = now()
+                elif now() - restored_at > RESTORE_S:
+                    raise AppEnded(f"no partitions and tables within {RESTORE_S:.0f} s", where="Kafka")
                 await asyncio.sleep(LOOK_S)
         except (OSError, RuntimeError, TimeoutError, FaustError) as error:
             raise AppEnded(f"{type(error).__name__}: {error}", where="Kafka") from error
         finally:
             await app.stop()
 
-    def _tell_readiness(self, app: Any, *, late: bool) -> None:
-        restored = bool(app.consumer.assignment()) and app.tables.recovery.completed.is_set() and not app.rebalancing
-        if not restored and late and not self._health.is_ready():
-            raise AppEnded(f"no partitions, or tables not restored, within {RESTORE_S:.0f} s", where="Kafka")
+    def _tell_readiness(self, app: Any) -> bool:
+        restored = bool(app.tables.recovery.completed.is_set() and not app.rebalancing)
         self._health.set_ready("drift", restored, "" if restored else "joining its group and restoring its tables")
+        return restored
 
 
 class Reader:
     """Reads one topic into its table."""
 
-    def __init__(self, app: Any, source: TopicDescription, config: KafkaConfig, totals: Totals) -> None:
+    def __init__(
+        self,
+        app: Any,
+        source: TopicDescription,
+        config: KafkaConfig,
+        gaps: set[tuple[str, int, int]],
+        totals: Totals,
+    ) -> None:
         raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
         self.trouble: Exception | None = None
         """What stopped it; Faust alone would pass the record over."""
@@ -202,6 +214,7 @@ class Reader:
         self._source = source
         self._topic = source.topic
         self._physical = config.physical(source.topic)
+        self._gaps = gaps
         self._totals = totals
         self._table = app.Table(source.topic, partitions=source.partitions, key_type=bytes, value_type=bytes)
         self._alarms = app.topic(config.physical(topics.ALARMS), **raw)
@@ -217,7 +230,9 @@ class Reader:
         places = {tp: self._position(tp.partition) for tp in consumer.assignment() if tp.topic == self._physical}
         if places:
             await consumer.seek_wait(places)
-            await consumer._commit(places)  # the public one commits what this process acknowledged: nothing yet
+            # The public one commits what this process acknowledged: nothing yet.
+            if not await consumer._commit(places):
+                self.trouble = AppEnded("the group's offsets could not be set", where=self._topic)
 
     async def take_all(self, stream: Any) -> None:
         """The agent."""
@@ -231,8 +246,12 @@ class Reader:
 
     async def _take(self, message: Any) -> None:
         offset, partition = message.offset, message.partition
-        if offset < self._position(partition):
+        due = self._position(partition)
+        if offset < due:
             return
+        if offset > due and (gap := (self._topic, partition, due)) not in self._gaps:
+            self._gaps.add(gap)
+            raise AppEnded(f"offset {offset} came where {due} was due", where=f"{self._topic}/{partition}")
         metrics.drift_records.inc(1, self._topic)
         self._totals.records += 1
         try:

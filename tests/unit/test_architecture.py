@@ -114,6 +114,11 @@ def test_kafka_clients_live_where_they_are_made_and_where_messages_flow() -> Non
     assert not wrong
 
 
+def test_faust_and_river_have_one_user_each() -> None:
+    assert users_of("faust", "mode", "aiokafka") == {"streams.drift"}
+    assert users_of("river") == {"streams.detectors"}
+
+
 def test_clients_are_made_in_one_place() -> None:
     """Elsewhere the names serve as types: nobody else calls the constructors."""
     makers = {"Consumer", "Producer", "AdminClient"}
