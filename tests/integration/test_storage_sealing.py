@@ -90,11 +90,11 @@ def test_nobody_can_tell_what_was_sealed_when(
     whole = histories(one, *"abcxyz")
     seal(engine)
     assert histories(one, *"abcxyz") == whole
-    for last_n, before, below in product(
+    for last_n, until, below in product(
         (1, 3, 9), (START_US + 2 * 10**6, START_US + 4 * 10**6, FOREVER), (2, 5, 10**9)
     ):
-        seen = [[e for e in history if e.at < before and e.offset < below][-last_n:] for history in whole]
-        assert histories(one, *"abcxyz", last_n=last_n, before=before, below=below) == seen
+        seen = [[e for e in history if e.at < until and e.offset < below][-last_n:] for history in whole]
+        assert histories(one, *"abcxyz", last_n=last_n, before=until, below=below) == seen
     taken(database)  # log and sequences hold the same
     nulls = "SELECT count(*) FROM user_segment WHERE stream_id = 0 AND array_remove(item, NULL) = '{}'"
     assert query(database, nulls) == [(0,)], "a field that no event has is one NULL"
