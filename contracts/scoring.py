@@ -1,8 +1,8 @@
-"""Questions to the scoring worker and its answers (`POST /v1/score`)."""
+"""Questions to the scoring worker and its answers (`POST /v1/score`, `scores.requests` -> `scores.results`)."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -24,7 +24,15 @@ class ScoreRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     types: Annotated[int, Meta(ge=1, le=1000)] = 10
     """How many of the most probable types to name."""
     request_id: Id | None = None
-    """Repeated in the answer."""
+    """Repeated in the answer. On Kafka the default is the request's place: topic id, partition and offset."""
+    deadline: Time | None = None
+    """After this time by the worker's clock nobody waits any more: the request is refused as expired, unanswered."""
+
+
+class ScoreCall(ScoreRequest, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """A question on Kafka. Topic `scores.requests`, key = user_id; answered on `scores.results`."""
+
+    schema: Schema = SCHEMA
 
 
 class NextEventQuantile(Struct, frozen=True, kw_only=True):
@@ -77,12 +85,29 @@ class ScoreAnswer(Struct, frozen=True, kw_only=True):
     """Now minus the arrival of the newest records covered by the watermark; None = nothing arrived yet."""
 
 
-class ScoreResult(ScoreAnswer, frozen=True, kw_only=True):
-    """An answer on Kafka: that of `POST /v1/score`. Topic `scores.results`, key = user_id.
+class ScoreResult(ScoreAnswer, frozen=True, kw_only=True, tag_field="outcome", tag="answered"):
+    """An answer on Kafka: that of `POST /v1/score`. Topic `scores.results`, key = that of the request.
 
     Delivered at least once; of one `request_id` a reader keeps the first answer.
     """
 
+    schema: Schema = SCHEMA
+
+
+class ScoreFailure(Struct, frozen=True, kw_only=True, tag_field="outcome", tag="refused"):
+    """Why a request on Kafka has no answer. Topic `scores.results`, key = that of the request.
+
+    Delivered at least once, under the same id each time.
+    """
+
+    request_id: str
+    """The request's own; its place where it could not be read, or had none."""
+    user_id: str | None
+    """None: the request could not be read."""
+    reason: Literal["invalid", "expired", "failed"]
+    message: str
+    where: str
+    todo: str
     schema: Schema = SCHEMA
 
 

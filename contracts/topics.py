@@ -14,6 +14,7 @@ RELATIONAL = "events.relational"
 ITEMS = "items"
 LABELS = "labels"
 PROGRESS = "learning.progress"
+REQUESTS = "scores.requests"
 RESULTS = "scores.results"
 ALARMS = "drift.alarms"
 DEAD_LETTERS = "events.dlq"
@@ -32,6 +33,8 @@ _EVENTS = MappingProxyType(
         "message.timestamp.after.max.ms": "3600000",
     }
 )
+# A question is worth nothing a week later.
+_QUESTIONS = MappingProxyType({**_EVENTS, "retention.ms": "604800000"})
 _COMPACTED = MappingProxyType({**_EVENTS, "cleanup.policy": "compact"})
 
 
@@ -59,6 +62,7 @@ ALL: tuple[Topic, ...] = (
     Topic(name=ITEMS, partitions=1, config=_COMPACTED),
     Topic(name=LABELS, partitions=4, config=_EVENTS),
     Topic(name=PROGRESS, partitions=1, config=_EVENTS),
+    Topic(name=REQUESTS, partitions=4, config=_QUESTIONS),
     Topic(name=RESULTS, partitions=4, config=_EVENTS),
     Topic(name=ALARMS, partitions=1, config=_EVENTS),
     Topic(name=DEAD_LETTERS, partitions=1, config=_EVENTS),

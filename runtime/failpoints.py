@@ -23,6 +23,7 @@ Failpoint = Literal[
     "train.after_rename",
     "train.before_live",
     "train.after_live",
+    "score.after_answers",
     "maintain.before_seal_commit",
     "maintain.after_seal_commit",
     "maintain.after_mark",

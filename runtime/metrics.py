@@ -249,13 +249,26 @@ def snapshot_bytes(learner: str) -> None:
 
 
 @_counter("driftline_score_requests_total")
-def score_requests(outcome: Literal["answered", "invalid", "overloaded", "not_ready", "failed"]) -> None:
-    """Requests by how they ended."""
+def score_requests(
+    outcome: Literal["answered", "invalid", "unauthorized", "overloaded", "not_ready", "expired", "failed"],
+    way: Literal["http", "kafka"],
+) -> None:
+    """Requests by how they ended and how they came."""
 
 
 @_histogram("driftline_score_request_seconds")
 def request_seconds() -> None:
-    """Seconds from a request's arrival to its answer."""
+    """Seconds from a request's arrival over HTTP to its answer."""
+
+
+@_histogram("driftline_score_kafka_batch_seconds")
+def score_kafka_seconds() -> None:
+    """Seconds from taking requests off Kafka to the acknowledgement of their answers."""
+
+
+@_gauge("driftline_score_kafka_up")
+def score_kafka_up() -> None:
+    """1 while requests are read from Kafka, 0 while Kafka is out of reach; HTTP does not depend on it."""
 
 
 @_histogram("driftline_score_batch_rows", ROWS)

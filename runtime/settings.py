@@ -90,6 +90,16 @@ class ScoreSettings(_Group):
     batch_size: Count = Field(default=64, description="requests answered in one pass")
     batch_wait_s: Seconds = Field(default=0.002, description="seconds a pass waits to fill")
     max_queue: Count = Field(default=4_096, description="requests waiting; more are answered 429 at once")
+    token: SecretStr | None = Field(
+        default=None, description="what `Authorization: Bearer` must carry under /v1; none = everybody may ask"
+    )
+    group: str = Field(default="driftline-score", description="consumer group of `scores.requests`")
+    session_timeout_s: Annotated[float, Field(ge=1)] = Field(
+        default=10.0, description="seconds without a heartbeat after which the group gives the partitions away"
+    )
+    kafka_requests: Count = Field(
+        default=256, description="requests of `scores.requests` in hand at a time; HTTP shares the queue with them"
+    )
     poll_s: Annotated[float, Field(gt=0)] = Field(default=1.0, description="seconds between looks for a newer snapshot")
     threads: Count = Field(default=1, description="torch threads")
     device: str = Field(default="auto", description='torch device; "auto" = cuda where there is one')

@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import structlog
 import torch
@@ -20,7 +21,7 @@ from scoring.answers import Outlook, answer, outlooks
 from scoring.intake import Done, Intake, Waiting
 from scoring.models import Model
 from scoring.questions import Question, question_of
-from scoring.refusals import Failed, NotReady, Refusal, Stopping
+from scoring.refusals import EXPIRED, Failed, NotReady, Refusal, Stopping
 from scoring.shelf import Shelf
 from scoring.state import Seen, StateReader
 from storage.engine import Unavailable
@@ -43,8 +44,12 @@ class Engine:
         shelf: Shelf,
         threads: int,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """:param threads: torch threads of the model's pass."""
+        """
+        :param threads: torch threads of the model's pass.
+        :param now: what deadlines are compared with.
+        """
         self.read_at = float("-inf")
         """When Postgres last answered, by `clock`."""
         self.trouble = "Postgres was not asked yet"
@@ -54,6 +59,7 @@ class Engine:
         self._shelf = shelf
         self._threads = threads
         self._clock = clock
+        self._now = now
         self._failures = 0
         self._away = NotReady(self.trouble, where="Postgres", todo=_AGAIN)
         self._again_at = float("-inf")
@@ -90,10 +96,13 @@ class Engine:
         torch.set_num_threads(self._threads)
         while True:
             pause_s = min(max(self._again_at - self._clock(), 0.0), PROBE_S) if self._failures else PROBE_S
-            self._in_hand = self._intake.take(pause_s)
+            taken = self._intake.take(pause_s)
+            self._in_hand = self._still_wanted(taken)
             metrics.score_queue.set(len(self._intake))
-            if not self._in_hand and self._intake.closed:
+            if not taken and self._intake.closed:
                 return
+            if taken and not self._in_hand:
+                continue
             try:
                 self._handle(self._in_hand)
             except Exception as error:  # the thread must go on, and nobody may wait for ever
@@ -101,6 +110,15 @@ class Engine:
                 self.trouble = f"{type(error).__name__}: {error}"
                 _tell_all(self._in_hand, _broken())
             self._in_hand = []
+
+    def _still_wanted(self, batch: list[Waiting]) -> list[Waiting]:
+        """Those whose deadline has not passed; the others are told."""
+        if all(waiting.request.deadline is None for waiting in batch):
+            return batch
+        now = self._now()
+        late = [waiting for waiting in batch if waiting.request.deadline is not None and waiting.request.deadline < now]
+        _tell_all(late, EXPIRED)
+        return [waiting for waiting in batch if waiting not in late]
 
     def _handle(self, batch: list[Waiting]) -> None:
         """Answers a batch; an empty one only asks whether Postgres is there."""

@@ -14,6 +14,13 @@ Done = Callable[[ScoreAnswer | Refusal], None]
 """Called in another thread; must return soon and raise nothing. Of several calls the first counts."""
 
 
+Submit = Callable[[ScoreRequest, Done], None]
+"""Has a request answered.
+
+:raises Overloaded, Stopping: it was refused at once.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Waiting:
     """A request, and whom to tell."""

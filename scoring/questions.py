@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import numpy as np
 
-from contracts.scoring import ScoreRequest
+from contracts.records import MAJOR
+from contracts.scoring import ScoreCall, ScoreRequest
 from learners.batch import Context, Query
 from runtime.context import context_of
 from scoring.refusals import Invalid
@@ -23,7 +24,9 @@ _FOREVER = 2**62
 """Microseconds; later than any event time."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+MAX_REQUEST_BYTES = 64 * 1024
 _decoder = msgspec.json.Decoder(ScoreRequest)
+_call_decoder = msgspec.json.Decoder(ScoreCall)
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,35 @@ def decode(body: bytes) -> ScoreRequest:
     """
     try:
         request = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(str(error), where="request body", todo="send a ScoreRequest as JSON") from error
+    _check_id(request)
+    return request
+
+
+def decode_call(value: bytes | None, key: bytes | None) -> ScoreCall:
+    """A request from its Kafka record.
+
+    :raises Invalid: it is none; says where and what.
+    """
+    if value is None or len(value) > MAX_REQUEST_BYTES:
+        size = "no value" if value is None else f"{len(value):,} bytes; at most {MAX_REQUEST_BYTES:,}"
+        raise Invalid(size, where="record value", todo="send one ScoreCall")
+    try:
+        call = _call_decoder.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(str(error), where="record value", todo="send a ScoreCall as JSON") from error
+    if call.schema.partition(".")[0] != MAJOR:
+        raise Invalid(f"schema {call.schema!r}; this reader knows {MAJOR}.x", where="$.schema", todo="send that one")
+    if key != call.user_id.encode():
+        raise Invalid("the record's key is not user_id", where="record key", todo="send user_id as the key")
+    _check_id(call)
+    return call
+
+
+def _check_id(request: ScoreRequest) -> None:
     if "\0" in request.user_id:
         raise Invalid("U+0000 stands in no id", where="$.user_id", todo="correct the id")
-    return request
 
 
 def question_of(request: ScoreRequest) -> Question:

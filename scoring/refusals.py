@@ -2,49 +2,67 @@
 
 Trouble
 ├── Usage
-│   └── Invalid      the request is wrong: correct it                                    HTTP 400
+│   ├── Invalid      the request is wrong: correct it                                    HTTP 400
+│   └── Unauthorized it does not carry the token                                         HTTP 401
 ├── Transient
 │   ├── Overloaded   too many requests are waiting: send fewer, or later                 HTTP 429
 │   └── NotReady     no model yet, or Postgres is away: ask again                        HTTP 503
 │       └── Stopping     this process ends: ask another one                              HTTP 503
+├── Expired          its deadline passed before its turn came                            HTTP 504
 └── Failed           a fault of ours; the log says more                                  HTTP 500
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from runtime.lifecycle import Transient, Trouble, Usage
 
-Outcome = Literal["invalid", "overloaded", "not_ready", "failed"]
+Outcome = Literal["invalid", "unauthorized", "overloaded", "not_ready", "expired", "failed"]
 
 
 class Invalid(Usage):
     """The request cannot be understood; it will never be answered as it is."""
 
-    outcome: Outcome = "invalid"
+    outcome: Final = "invalid"
+
+
+class Unauthorized(Usage):
+    """The token is missing or another."""
+
+    outcome: Final = "unauthorized"
 
 
 class Overloaded(Transient):
     """As many requests are waiting as may wait."""
 
-    outcome: Outcome = "overloaded"
+    outcome: Final = "overloaded"
 
 
 class NotReady(Transient):
     """There is no model, or no Postgres, or no time left. The same request may be answered later."""
 
-    outcome: Outcome = "not_ready"
+    outcome: Final = "not_ready"
 
 
 class Stopping(NotReady):
     """The process ends; another may answer."""
 
 
+class Expired(Trouble):
+    """Nobody waits any more: the deadline that the request names has passed."""
+
+    outcome: Final = "expired"
+
+
 class Failed(Trouble):
     """The model's answer was no number, or something broke that should not."""
 
-    outcome: Outcome = "failed"
+    outcome: Final = "failed"
 
 
-Refusal = Invalid | Overloaded | NotReady | Failed
+Refusal = Invalid | Unauthorized | Overloaded | NotReady | Expired | Failed
+
+EXPIRED: Final = Expired(
+    "the deadline passed before the request's turn came", where="$.deadline", todo="leave more time, or send fewer"
+)

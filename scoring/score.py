@@ -1,7 +1,8 @@
-"""`driftline score`: what comes next for a user, and when, over HTTP.
+"""`driftline score`: what comes next for a user, and when, over HTTP and Kafka.
 
-Three threads and one asynchronous edge: the edge (`web`) puts requests into an intake, the engine takes them
-out in batches and answers, the shelf puts newer models in place, and this thread watches them. Answers come
+Four threads and one asynchronous edge: the edge (`web`) and the reader of `scores.requests` put requests into one
+intake, the engine takes them out in batches and answers, the shelf puts newer models in place, and this thread
+watches them. Answers come
 from the newest live snapshot and from user state as of one watermark; see `protocol.md` of the design, rules
 11 and 19.
 """
@@ -17,12 +18,14 @@ import torch
 
 from contracts.scoring import ModelInfo
 from learners.build import BUILDERS
+from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop, Trouble, Usage
 from runtime.settings import ScoreSettings
 from runtime.telemetry import Health
 from scoring.engine import PROBE_S, Engine
 from scoring.intake import Intake
 from scoring.models import Model
+from scoring.requests import Requests
 from scoring.server import Server
 from scoring.shelf import Shelf
 from scoring.state import StateReader
@@ -32,8 +35,9 @@ from storage.engine import open_engine
 TRANSACTION_TIMEOUT_S = 5.0
 LATELY_S = 5.0
 """Ready means: Postgres answered within so many seconds."""
-DRAIN_S, SEND_S, SHELF_S = 5.0, 2.0, 1.5
-"""Seconds left, at a stop, to requests taken in, to replies being sent, to a model being built."""
+KAFKA_S, DRAIN_S, SEND_S, SHELF_S = 2.0, 3.0, 1.0, 1.0
+"""Seconds left, at a stop, to Kafka's requests in hand, to HTTP's taken in, to replies being sent, to a model being
+built."""
 
 _log = structlog.get_logger(__name__)
 
@@ -42,10 +46,18 @@ class Score:
     """The process. `run` returns once `stop` is set and what was asked is answered."""
 
     def __init__(
-        self, *, postgres_url: str, snapshots: Path, settings: ScoreSettings, health: Health, stop: Stop
+        self,
+        *,
+        postgres_url: str,
+        snapshots: Path,
+        settings: ScoreSettings,
+        health: Health,
+        stop: Stop,
+        kafka: KafkaConfig | None = None,
     ) -> None:
         """
         :param snapshots: folder of the snapshot files.
+        :param kafka: where `scores.requests` is answered too; None: HTTP alone.
         :raises Usage: the port is taken, or there is no such learner or device.
         """
         _check(settings)
@@ -78,6 +90,10 @@ class Score:
             threads=settings.threads,
         )
 
+        self._requests: Requests | None = None
+        if kafka is not None:
+            self._requests = Requests(kafka=kafka, settings=settings, submit=self._engine.submit)
+
     @property
     def port(self) -> int:
         """TCP port of the HTTP server, open from the constructor on."""
@@ -92,6 +108,7 @@ class Score:
         """Serves until stopped; then drains in less than ten seconds.
 
         :raises Trouble: one of its threads ended by itself.
+        :raises TopicMissing, BrokerRefused: Kafka's requests cannot be read; a person decides.
         """
         torch.set_num_threads(self._settings.threads)
         torch.use_deterministic_algorithms(True)
@@ -100,8 +117,16 @@ class Score:
         gc.set_threshold(50_000, 20, 50)
         self._shelf.start()
         self._engine.start()
-        page = application(submit=self._engine.submit, models=self.models, health=self._health)
+        token = self._settings.token
+        page = application(
+            submit=self._engine.submit,
+            models=self.models,
+            health=self._health,
+            token=None if token is None else token.get_secret_value(),
+        )
         self._server.start(page, drain_s=SEND_S)
+        if self._requests is not None:
+            self._requests.start()
         self._health.set_ready("score", True)
         _log.info("score.listening", host=self._settings.host, port=self.port)
         try:
@@ -116,12 +141,16 @@ class Score:
         if not why and silent_s > LATELY_S:
             why = f"Postgres has not answered for {silent_s:.0f} s"
         self._health.set_ready("postgres", not why, why)
+        if self._requests is not None and self._requests.failure is not None:
+            raise self._requests.failure
         for thread in (self._shelf, self._engine, self._server):
             if not thread.is_alive():
                 raise Trouble(f"the {type(thread).__name__.lower()}'s thread ended", where="score")
 
     def _drain(self) -> None:
         self._health.set_ready("score", False, "stopping")
+        if self._requests is not None:
+            self._requests.close(KAFKA_S)
         self._engine.close(DRAIN_S)
         self._server.close(SEND_S + 1.0)
         self._shelf.close(SHELF_S)

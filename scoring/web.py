@@ -10,7 +10,9 @@ GET  /metrics     Prometheus
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Callable
+from datetime import UTC, datetime
 from time import perf_counter
 from typing import Final
 
@@ -25,41 +27,61 @@ from starlette.routing import Route
 from contracts.scoring import ModelInfo, ScoreAnswer, ScoreRequest
 from runtime import metrics
 from runtime.telemetry import Health
-from scoring.intake import Done
-from scoring.questions import decode
-from scoring.refusals import Failed, Invalid, NotReady, Outcome, Overloaded, Refusal, Stopping
+from scoring.intake import Submit
+from scoring.questions import MAX_REQUEST_BYTES, decode
+from scoring.refusals import (
+    EXPIRED,
+    Expired,
+    Invalid,
+    NotReady,
+    Outcome,
+    Overloaded,
+    Refusal,
+    Stopping,
+    Unauthorized,
+)
 
-MAX_BODY_BYTES: Final = 64 * 1024
 ANSWER_S: Final = 15.0
 """A request not answered in so many seconds is refused: something hangs."""
 RETRY_AFTER_S: Final = 1
-STATUS: Final[dict[Outcome, int]] = {"invalid": 400, "overloaded": 429, "not_ready": 503, "failed": 500}
-
-Submit = Callable[[ScoreRequest, Done], None]
-"""Has a request answered.
-
-:raises Overloaded, Stopping: it was refused at once.
-"""
+STATUS: Final[dict[Outcome, int]] = {
+    "invalid": 400,
+    "unauthorized": 401,
+    "overloaded": 429,
+    "failed": 500,
+    "not_ready": 503,
+    "expired": 504,
+}
 
 _encode = msgspec.json.Encoder().encode
 
 
-def application(*, submit: Submit, models: Callable[[], list[ModelInfo]], health: Health) -> Starlette:
-    """:param models: who answers now."""
+def application(
+    *, submit: Submit, models: Callable[[], list[ModelInfo]], health: Health, token: str | None = None
+) -> Starlette:
+    """
+    :param models: who answers now.
+    :param token: what `Authorization: Bearer` must carry for the pages under /v1; None = nothing.
+    """
 
     async def score(request: Request) -> Response:
         with metrics.request_seconds.time():
             try:
+                _check_token(request, token)
                 reply = await _asked(submit, decode(await _body(request)))
-            except (Invalid, Overloaded, NotReady) as refusal:
+            except (Invalid, Unauthorized, Overloaded, NotReady, Expired) as refusal:
                 reply = refusal
             if isinstance(reply, ScoreAnswer):
-                metrics.score_requests.inc(1, "answered")
+                metrics.score_requests.inc(1, "answered", "http")
                 return _json(reply)
-            metrics.score_requests.inc(1, reply.outcome)
+            metrics.score_requests.inc(1, reply.outcome, "http")
             return _refused(reply)
 
     async def list_models(request: Request) -> Response:
+        try:
+            _check_token(request, token)
+        except Unauthorized as refusal:
+            return _refused(refusal)
         return _json(models())
 
     async def healthz(request: Request) -> Response:
@@ -85,6 +107,16 @@ def application(*, submit: Submit, models: Callable[[], list[ModelInfo]], health
     )
 
 
+def _check_token(request: Request, token: str | None) -> None:
+    """:raises Unauthorized: there is a token, and the request does not carry it."""
+    if token is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    # Compared in constant time: how long it takes must not tell how much of it was right.
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        raise Unauthorized("the token is missing or wrong", where="Authorization", todo="send `Bearer TOKEN`")
+
+
 async def _asked(submit: Submit, request: ScoreRequest) -> ScoreAnswer | Refusal:
     """Hands a request to the engine's thread and waits for its reply."""
     loop = asyncio.get_running_loop()
@@ -99,11 +131,14 @@ async def _asked(submit: Submit, request: ScoreRequest) -> ScoreAnswer | Refusal
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, reply)
 
+    wait_s = ANSWER_S if request.deadline is None else (request.deadline - datetime.now(UTC)).total_seconds()
     submit(request, done)
     try:
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(min(wait_s, ANSWER_S)):
             return await future
     except TimeoutError:
+        if wait_s < ANSWER_S:
+            raise EXPIRED from None
         raise NotReady(
             f"no answer within {perf_counter() - started:.0f} s",
             where="score",
@@ -117,8 +152,10 @@ async def _body(request: Request) -> bytes:
     try:
         async for part in request.stream():
             body += part
-            if len(body) > MAX_BODY_BYTES:
-                raise Invalid(f"more than {MAX_BODY_BYTES} bytes", where="request body", todo="send one ScoreRequest")
+            if len(body) > MAX_REQUEST_BYTES:
+                raise Invalid(
+                    f"more than {MAX_REQUEST_BYTES} bytes", where="request body", todo="send one ScoreRequest"
+                )
     except ClientDisconnect:
         raise Invalid("the client left before its request was complete", where="request body") from None
     return bytes(body)
@@ -126,7 +163,9 @@ async def _body(request: Request) -> bytes:
 
 def _refused(refusal: Refusal) -> Response:
     status = STATUS[refusal.outcome]
-    again = {} if isinstance(refusal, Invalid | Failed) else {"retry-after": str(RETRY_AFTER_S)}
+    again = {"retry-after": str(RETRY_AFTER_S)} if isinstance(refusal, Overloaded | NotReady) else {}
+    if isinstance(refusal, Unauthorized):
+        again["www-authenticate"] = "Bearer"
     if isinstance(refusal, Stopping):
         again["connection"] = "close"  # the next request on it would find the door shut
     said = {"reason": refusal.outcome, "message": refusal.what, "where": refusal.where, "todo": refusal.todo}

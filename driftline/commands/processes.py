@@ -125,9 +125,10 @@ def score(
     learner: Annotated[str | None, typer.Option(metavar="NAME", help="Whose snapshots answer.")] = None,
     port: Port = None,
 ) -> None:
-    """Answer over HTTP what comes next for a user.
+    """Answer what comes next for a user, and when.
 
-    And when: POST /v1/score, from the newest snapshot and the newest user state. Ctrl-C drains.
+    From the newest snapshot and the newest user state: POST /v1/score, and where a Kafka is given the topic
+    `scores.requests`, answered on `scores.results`. Ctrl-C drains.
     """
     from scoring.score import Score
 
@@ -141,6 +142,7 @@ def score(
             settings=settings,
             health=health,
             stop=stop,
+            kafka=None if call.settings.kafka_bootstrap is None else call.kafka,
         ).run()
 
 
@@ -174,23 +176,6 @@ def maintain(
             f"sealed {totals.rows_before:,} rows of {totals.sealed_users:,} users into {totals.rows_after:,}; "
             f"collected {totals.snapshots:,} snapshots; removed {totals.log_segments:,} log segments"
         )
-
-
-def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = False) -> None:
-    """Say on `drift.alarms` when behaviour changes: what, since when, how sure.
-
-    Reads the learners' progress, labels and answers; it steers nothing. Needs Kafka alone. Ctrl-C drains.
-    """
-    from streams.drift import Drift
-
-    call = session(context)
-    settings = call.settings.drift
-    with _process(call, "drift", settings.port if port is None else port.number, tables=False) as (health, stop):
-        totals = Drift(kafka_config=call.kafka, settings=settings, health=health, stop=stop).run()
-    if json:
-        as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
-    else:
-        say(", ".join(f"{name} {value:,}" for name, value in asdict(totals).items()))
 
 
 def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = False) -> None:

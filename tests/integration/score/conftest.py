@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from learners.build import build_cohort
 from learners.synthetic import random_batch
+from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
 from runtime.settings import ScoreSettings
 from runtime.telemetry import Health
@@ -174,13 +175,15 @@ def world(database: str, tmp_path: Path, states: States) -> World:
 
 @pytest.fixture
 def serve(world: World) -> Iterator[Serve]:
-    """Call it with settings: a running server, awaited until ready unless `ready=False`."""
+    """Call it with settings: a running server, awaited until ready unless `ready=False`. `kafka`: answers there too."""
     with ExitStack() as servers:
-        yield lambda *, ready=True, **settings: servers.enter_context(_served(world, ready, settings))
+        yield lambda *, ready=True, kafka=None, **settings: servers.enter_context(
+            _served(world, ready, settings, kafka)
+        )
 
 
 @contextmanager
-def _served(world: World, ready: bool, settings: dict[str, Any]) -> Iterator[Running]:
+def _served(world: World, ready: bool, settings: dict[str, Any], kafka: KafkaConfig | None) -> Iterator[Running]:
     stop, failures = Stop(), list[BaseException]()
     score = Score(
         postgres_url=world.url,
@@ -188,6 +191,7 @@ def _served(world: World, ready: bool, settings: dict[str, Any]) -> Iterator[Run
         settings=ScoreSettings(port=0, poll_s=0.05, **settings),
         health=Health("score"),
         stop=stop,
+        kafka=kafka,
     )
 
     def run() -> None:

@@ -6,6 +6,7 @@ import socket
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +203,43 @@ def test_outcomes_are_counted(serve: Serve, people: list[str]) -> None:
     assert after["invalid"] == before.get("invalid", 0) + 1
 
 
+def test_without_the_token_nothing_under_v1_is_told(serve: Serve, people: list[str]) -> None:
+    running = serve(token="open sesame")
+    for given in (None, "Bearer wrong", "Basic open sesame", "Bearer", "open sesame"):
+        headers = {} if given is None else {"authorization": given}
+        reply = running.client.post("/v1/score", json={"user_id": people[0]}, headers=headers)
+        assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+        assert reply.json()["error"]["reason"] == "unauthorized"
+        assert running.client.get("/v1/models", headers=headers).status_code == 401
+    running.client.headers["authorization"] = "Bearer open sesame"
+    assert running.ask(people[0])["user_id"] == people[0]
+    assert running.model() is not None
+    del running.client.headers["authorization"]
+    assert [running.client.get(page).status_code for page in ("/healthz", "/readyz", "/metrics")] == [200, 200, 200]
+
+
+def test_a_request_whose_deadline_has_passed_is_refused_as_expired_and_not_answered(
+    serve: Serve, people: list[str]
+) -> None:
+    running = serve()
+    reply = running.post(people[0], deadline="2026-01-01T00:00:00Z")
+    assert (reply.status_code, "retry-after" in reply.headers) == (504, False)
+    assert reply.json()["error"]["reason"] == "expired"
+    assert running.ask(people[0], deadline="9999-01-01T00:00:00Z")["user_id"] == people[0]
+
+
+def test_a_request_that_waits_longer_than_its_deadline_is_told_then(
+    serve: Serve, world: World, people: list[str]
+) -> None:
+    running = serve()
+    with _state_locked(world):
+        asked_at = datetime.now(UTC)
+        reply = running.post(people[0], deadline=(asked_at + timedelta(seconds=0.5)).isoformat())
+        waited = datetime.now(UTC) - asked_at
+    assert reply.status_code == 504
+    assert timedelta(seconds=0.4) < waited < timedelta(seconds=5)
+
+
 @pytest.fixture
 def unserved(serve: Serve, world: World) -> httpx.Client:
     """A client of a server without a model."""
@@ -211,7 +249,8 @@ def unserved(serve: Serve, world: World) -> httpx.Client:
 def _requests(client: httpx.Client) -> dict[str, float]:
     families = text_string_to_metric_families(client.get("/metrics").text)
     samples = [sample for family in families for sample in family.samples]
-    return {s.labels["outcome"]: s.value for s in samples if s.name == "driftline_score_requests_total"}
+    http = [s for s in samples if s.name == "driftline_score_requests_total" and s.labels["way"] == "http"]
+    return {s.labels["outcome"]: s.value for s in http}
 
 
 @contextmanager

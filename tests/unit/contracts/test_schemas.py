@@ -13,7 +13,7 @@ from contracts import topics
 from contracts.codec import encode, topic_of
 from contracts.records import DeadLetterNotice, DriftAlarm, DriftWindow, LossSum, Progress, Record
 from contracts.schemas import FILES, FOLDER, schema_of
-from contracts.scoring import NextEventQuantile, ScoreResult, StreamPosition, TypeProbability
+from contracts.scoring import NextEventQuantile, ScoreCall, ScoreFailure, ScoreResult, StreamPosition, TypeProbability
 from tests.unit.contracts.test_codec import EXAMPLES
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -104,6 +104,12 @@ def test_encoded_records_satisfy_their_schema(record: Record) -> None:
     for name in ("source", next(name for name in value if name.endswith("_id"))):
         with pytest.raises(jsonschema.ValidationError):
             validate(topic_of(record), {key: part for key, part in value.items() if key != name})
+
+
+def test_so_do_a_question_on_kafka_and_the_reason_why_it_has_no_answer() -> None:
+    validate(topics.REQUESTS, json.loads(encode(ScoreCall(user_id="ann", deadline=AT))))
+    failure = ScoreFailure(request_id="q-1", user_id=None, reason="invalid", message="m", where="w", todo="t")
+    validate(topics.RESULTS, json.loads(encode(failure)))
 
 
 @pytest.mark.parametrize("topic", OTHERS)
