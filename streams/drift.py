@@ -23,14 +23,15 @@ from typing import Any, Final, TypeVar
 import faust
 import msgspec
 import structlog
+from confluent_kafka.admin import AdminClient
 from faust.exceptions import FaustError
 
 from contracts import topics
 from contracts.codec import encode
 from contracts.records import DriftAlarm, Label, Progress
-from contracts.scoring import ScoreResult
-from runtime import metrics
-from runtime.kafka import KafkaConfig, TopicDescription
+from contracts.scoring import ScoreFailure, ScoreResult
+from runtime import kafka, metrics
+from runtime.kafka import BrokerAway, KafkaConfig, TopicDescription
 from runtime.lifecycle import Stop, Transient, Usage, attempts
 from runtime.settings import DriftSettings
 from runtime.telemetry import Health
@@ -40,9 +41,19 @@ from streams.watch import OpenBlock, Watch, added, closed, emptied
 
 SOURCES: Final = (topics.PROGRESS, topics.LABELS, topics.RESULTS)
 LOOK_S: Final = 0.1
+PROBE_S: Final = 5.0
+"""Seconds between two looks whether Kafka answers."""
 RESTORE_S: Final = 120.0
 """Seconds until the app must have its partitions and its tables."""
 Value = TypeVar("Value")
+
+_LOUD: Final = {
+    "faust": logging.WARNING,  # tells of each rebalance in tables
+    "mode": logging.WARNING,
+    "mode.timers": logging.ERROR,  # warns of each commit, advisory here, that waits its turn
+    "faust.transport.producer": logging.ERROR,  # warns of each full buffer
+    "aiokafka": logging.CRITICAL,  # tells of a broker that is away twenty times a second; `_away` does it once
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -71,7 +82,8 @@ def read(topic: str, value: bytes, partition: int, offset: int) -> Signals | Non
         return signals.of_progress(msgspec.json.decode(value, type=Progress))
     if topic == topics.LABELS:
         return signals.of_label(msgspec.json.decode(value, type=Label), partition=partition, offset=offset)
-    return signals.of_result(msgspec.json.decode(value, type=ScoreResult), partition=partition, offset=offset)
+    found = msgspec.json.decode(value, type=ScoreResult | ScoreFailure)
+    return signals.of_result(found, partition=partition, offset=offset) if isinstance(found, ScoreResult) else None
 
 
 def application(config: KafkaConfig, settings: DriftSettings, folder: str) -> Any:
@@ -138,15 +150,14 @@ class Drift:
         self._settings = settings
         self._health = health
         self._stop = stop
-        self._gaps: set[tuple[str, int, int]] = set()
-        """(topic, partition, offset) where nothing stands: believed once met again after a fresh start."""
+        self._gaps: set[tuple[int, int]] = set()
+        """(partition, offset) of progress where nothing stands: believed once met again after a fresh start."""
         self.totals = Totals()
 
     def run(self) -> Totals:
         """:raises Refused: a person must decide; exit code 3."""
-        for name in ("faust", "mode", "aiokafka"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # they tell of each rebalance in tables
-        logging.getLogger("faust.transport.producer").setLevel(logging.ERROR)  # and warn of each full buffer
+        for name, level in _LOUD.items():
+            logging.getLogger(name).setLevel(level)
         for attempt in attempts(self._stop):
             try:
                 with tempfile.TemporaryDirectory(prefix="driftline-drift-") as folder:
@@ -172,7 +183,9 @@ class Drift:
 
         app.on_rebalance_complete.connect(go_on_from_the_tables)
         now = asyncio.get_running_loop().time
-        restored_at = now()
+        restored_at = looked_at = now()
+        away = ""
+        client = kafka.admin(self._kafka)
         try:
             await app.start()
             while not self._stop.is_set():
@@ -180,7 +193,9 @@ class Drift:
                     raise trouble
                 if app.should_stop:
                     raise AppEnded(str(app.crash_reason or "stopped"), where="Kafka")
-                if self._tell_readiness(app):
+                if now() - looked_at > PROBE_S:
+                    away, looked_at = await asyncio.to_thread(self._away, client), now()
+                if self._tell_readiness(app, away) or away:
                     restored_at = now()
                 elif now() - restored_at > RESTORE_S:
                     raise AppEnded(f"no partitions and tables within {RESTORE_S:.0f} s", where="Kafka")
@@ -190,10 +205,19 @@ class Drift:
         finally:
             await app.stop()
 
-    def _tell_readiness(self, app: Any) -> bool:
+    def _away(self, client: AdminClient) -> str:
+        """Why Kafka cannot be reached; "" = it can. Faust itself waits in silence, and goes on by itself."""
+        try:
+            kafka.cluster_id(self._kafka, client=client, timeout_s=PROBE_S / 2)
+        except BrokerAway as error:
+            return str(error)
+        return ""
+
+    def _tell_readiness(self, app: Any, away: str) -> bool:
         restored = bool(app.tables.recovery.completed.is_set() and not app.rebalancing)
-        self._health.set_ready("drift", restored, "" if restored else "joining its group and restoring its tables")
-        return restored
+        why = away or ("" if restored else "joining its group and restoring its tables")
+        self._health.set_ready("drift", not why, why)
+        return not why
 
 
 class Reader:
@@ -204,7 +228,7 @@ class Reader:
         app: Any,
         source: TopicDescription,
         config: KafkaConfig,
-        gaps: set[tuple[str, int, int]],
+        gaps: set[tuple[int, int]],
         totals: Totals,
     ) -> None:
         raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
@@ -249,7 +273,8 @@ class Reader:
         due = self._position(partition)
         if offset < due:
             return
-        if offset > due and (gap := (self._topic, partition, due)) not in self._gaps:
+        if offset > due and self._topic == topics.PROGRESS and (gap := (partition, due)) not in self._gaps:
+            # `train` leaves none; in the others every transaction does, and a record more or less is no matter.
             self._gaps.add(gap)
             raise AppEnded(f"offset {offset} came where {due} was due", where=f"{self._topic}/{partition}")
         metrics.drift_records.inc(1, self._topic)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ import pytest
 from contracts import topics
 from contracts.codec import encode
 from contracts.records import DriftAlarm, Label, LossSum, Progress
-from runtime.kafka import KafkaConfig
+from runtime.kafka import KafkaConfig, create_topics
 from streams.signals import of_progress
 from streams.watch import OpenBlock, Watch, added, closed, emptied
+from tests.conftest import SHARED
 from tests.integration.feeding import REPOSITORY, Sender, read_topic
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -234,6 +237,34 @@ def test_records_that_cannot_be_read_are_passed_over_and_labels_are_watched(
     [alarm] = alarms(config, at_least=1)
     assert (alarm.source, alarm.subject, alarm.series) == (topics.LABELS, "fraud", "rate")
     assert abs(alarm.after.first_offset - 45 * 128) <= 2 * 128
+
+
+@pytest.mark.kafka
+def test_a_broker_that_goes_away_is_told_of_and_read_on_from_when_it_is_back(tmp_path: Path, start: Start) -> None:
+    script, folder = SHARED / "kafka" / "kafka", tmp_path / "kafka"
+    if not script.exists() or shutil.which("java") is None:
+        pytest.skip(f"a Kafka that may be killed needs {script} and Java 17")
+
+    def kafka(verb: str) -> str:
+        return subprocess.run([script, verb, folder], check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        config = KafkaConfig(kafka("start"))
+        create_topics(config, topics.ALL)
+        send(config, *range(100))
+        running = start(config)
+        running.until_step(99)
+        kafka("kill")
+        running.until(lambda: running.metric("driftline_ready") == 0)
+        config = replace(config, bootstrap=kafka("start"))
+        send(config, *range(100, END))
+        running.until_step(END - 1)
+        running.until(lambda: running.metric("driftline_ready") == 1)
+        assert running.end()["records"] == END
+        wanted = expected(range(END))
+        assert firsts(alarms(config, at_least=len(wanted))) == wanted
+    finally:
+        kafka("kill")
 
 
 def test_without_the_topics_it_refuses_and_says_what_to_do(tansu: str, start: Start) -> None:
