@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-import faust  # type: ignore[import-not-found]
+import faust
 import orjson  # type: ignore[import-not-found, unused-ignore]
 
 from benchmarks.contenders.task import Answer, Task

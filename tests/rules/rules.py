@@ -371,9 +371,9 @@ INGEST_RULES: tuple[Rule, ...] = (
         file="streams/commit.py",
         off=(
             (
-                "            dead_letters.append(self._connection, _letters(part))",
+                "            dead_letters.append(self._connection, _letters(part, self._suppressed))",
                 "            with self._vocabulary._engine.begin() as other:\n"
-                "                dead_letters.append(other, _letters(part))",
+                "                dead_letters.append(other, _letters(part, self._suppressed))",
             ),
         ),
     ),
