@@ -102,11 +102,8 @@ class Published:
         return logits(self.weights, self.config, asked, self.items(asked.names))
 
     def table(self, items: Sequence[str]) -> SignatureTable:
-        """A table of these behaviours, summed in their order."""
-        c = self.config
-        table = SignatureTable.empty(c.signatures, c.buckets, c.width)
-        table.add(*self.parts(items))
-        return table
+        """A table of these behaviours."""
+        return SignatureTable.of(*self.parts(items), self.config.buckets)
 
     def parts(self, items: Sequence[str]) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], Ints]:
         """Vectors [N, D] and signatures [N, G] as a table adds and takes them away."""
@@ -186,27 +183,29 @@ class Published:
         table.add(*self.parts([item for n, (_, item) in enumerate(seen) if n not in late]))
         return table
 
-    @torch.no_grad()
     def rank_row(self, table: SignatureTable, short: Context, candidates: Strings) -> Tensor:
-        """Logits of one user's candidates: no long history is read.
+        """Logits of one user's candidates: `rank_rows` of one row.
 
-        :param table: as of the time asked, from `moved_on`.
-        :param short: one stack, the user's newest `short_n` behaviours (or more) before the time asked.
-        :param candidates: [C] item ids.
-        :returns: [C] float64.
+        :param candidates: [C] item ids; :returns: [C] float64.
         """
-        count = np.asarray([len(candidates)], dtype=np.int64)
-        query = Query(stack=count * 0, visible=short.offsets[1:2], now=count * 0)
-        shown = Candidates(
-            item=candidates[None, :],
-            mask=np.ones((1, len(candidates)), np.bool_),
-            log_q=np.zeros((1, len(candidates))),
-        )
-        n = self.config.short_n
-        asked = ask(short, query, shown, last_n=n, short_n=n)
-        sums = torch.from_numpy(table.sums).unsqueeze(0)
-        counts = torch.from_numpy(table.counts.astype(np.float32)).unsqueeze(0)
-        return with_tables(self.weights, self.config, asked, self.items(asked.names), sums, counts)[0]
+        shape = (1, len(candidates))
+        shown = Candidates(item=candidates[None, :], mask=np.ones(shape, np.bool_), log_q=np.zeros(shape))
+        return self.rank_rows([table], short, shown)[0]
+
+    @torch.no_grad()
+    def rank_rows(self, tables: Sequence[SignatureTable], short: Context, candidates: Candidates) -> Tensor:
+        """Logits of B users' candidates: no long history is read.
+
+        :param tables: B, as of the time asked, from `moved_on`.
+        :param short: B stacks, each user's newest `short_n` behaviours (or more) before the time asked.
+        :returns: [B, C] float64; 0 where the mask of `candidates` is False.
+        """
+        rows, n = np.arange(len(tables), dtype=np.int64), self.config.short_n
+        query = Query(stack=rows, visible=np.diff(short.offsets), now=np.zeros_like(rows))
+        asked = ask(short, query, candidates, last_n=n, short_n=n)
+        sums = torch.from_numpy(np.stack([table.sums for table in tables]))
+        counts = torch.from_numpy(np.stack([table.counts for table in tables]).astype(np.float32))
+        return with_tables(self.weights, self.config, asked, self.items(asked.names), sums, counts)
 
 
 def first(config: SDIMConfig, matrix: Tensor, unknown: Tensor) -> Published:

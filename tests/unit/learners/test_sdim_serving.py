@@ -84,6 +84,35 @@ def test_a_row_and_what_came_after_it_rank_as_the_whole_sequence_does(learner: S
         torch.testing.assert_close(found, from_the_sequence(learner, longer), rtol=0, atol=1e-5)
 
 
+def test_users_asked_together_get_what_each_alone_gets(learner: SDIM, shop: Shop) -> None:
+    """Also where they name other candidates, or fewer: the shorter lists are padded."""
+    served, users = learner.published, list(shop.sequences)
+    tables = [row.table for row in learner.signature_rows(users)]
+    histories = [shop.sequences[user][-CONFIG.short_n :] for user in sorted(users)]
+    histories[1], tables[1] = [], served.table([])
+    names = [ITEMS[n : n + 1 + 3 * n] for n in range(len(users))]
+    item = np.full((len(users), max(map(len, names))), None, dtype=np.object_)
+    for row, wanted in zip(item, names, strict=True):
+        row[: len(wanted)] = wanted
+    mask = item != np.full_like(item, None)
+    together = served.rank_rows(
+        tables, context_of(histories), Candidates(item=item, mask=mask, log_q=np.zeros(mask.shape))
+    )
+    assert (together[torch.from_numpy(~mask)] == 0).all()
+    for row, table, history, wanted in zip(together, tables, histories, names, strict=True):
+        alone = served.rank_row(table, context_of([history]), wanted)
+        torch.testing.assert_close(row[: len(wanted)], alone, rtol=0, atol=1e-6)
+
+
+def test_a_table_made_at_once_is_the_one_made_behaviour_by_behaviour(learner: SDIM) -> None:
+    items = [f"item {n * n % 200}" for n in range(3000)]
+    at_once, one_by_one = learner.published.table(items), learner.published.table([])
+    for item in items:
+        one_by_one.add(*learner.published.parts([item]))
+    assert at_once.counts.tolist() == one_by_one.counts.tolist()
+    np.testing.assert_allclose(at_once.sums, one_by_one.sums, rtol=1e-4, atol=1e-4)
+
+
 def test_a_history_shorter_than_the_window_is_moved_on_by_any_number(ranking: Ranking, shop: Shop) -> None:
     learner = SDIM(replace(CONFIG, last_n=400, publish_every=2))
     run(learner, shop, ranking, purchases(5, 200, users=12))
