@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 
 from contracts import topics
-from storage import log, sealing, signatures
+from storage import log, predictions, sealing, signatures
 from storage.dead_letters import ERASED_DETAIL
 
 _NAMING_TOPICS = (topics.USER, topics.PAYMENT, topics.RELATIONAL, topics.LABELS)
@@ -117,7 +117,8 @@ def segments(connection: Connection) -> list[Place]:
 
 
 def from_segment(connection: Connection, place: Place, users: Sequence[str]) -> int:
-    """Takes users' rows out of a log segment, and marks snapshots learnt from them; how many rows.
+    """Takes users' rows out of a log segment with what was predicted of them, and marks snapshots learnt from them;
+    how many rows.
 
     They count as suppressed from now on, as a replay would count them.
     """
@@ -133,8 +134,10 @@ def from_segment(connection: Connection, place: Place, users: Sequence[str]) -> 
     bounds = pc.min_max(left["at"]).as_py()
     values = {"rows": log.encode_rows(left) if left.num_rows else None, "gone": int(named.sum())}
     connection.execute(_PUT_BACK, {**key, **values, "first_event_at": bounds["min"], "last_event_at": bounds["max"]})
-    _mark_touched(connection, place.stream_id, int(rows["offset"][int(named.argmax())].as_py()))
-    return int(named.sum())
+    gone = rows["offset"].to_numpy()[named]
+    predictions.erase_events(connection, place.stream_id, gone.tolist())
+    _mark_touched(connection, place.stream_id, int(gone[0]))
+    return len(gone)
 
 
 def _named(rows: pa.Table, users: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -200,9 +203,10 @@ def _letters(connection: Connection) -> Iterator[pa.Any]:
 
 
 def strings(connection: Connection, ids: Sequence[int]) -> None:
-    """Deletes strings; nothing refers to them any more but signature tables, which go with them."""
+    """Deletes strings; nothing refers to them any more but signature tables and predictions, which go with them."""
     connection.execute(_DELETE_STRINGS, {"ids": list(ids)})
     signatures.erase(connection, ids)
+    predictions.erase_users(connection, ids)
 
 
 def naming_pattern(users: Collection[str]) -> Pattern[bytes]:

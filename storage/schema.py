@@ -26,7 +26,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB, UUID
 
 metadata = MetaData(
     naming_convention={
@@ -282,6 +282,14 @@ journal = Table(
     Column("late", Integer, nullable=False, comment="rows behind the front"),
     Column("snapshot", Boolean, nullable=False, comment="a snapshot is due after the step"),
     Column("actions", JSONB, nullable=False, comment="reactions of the learner to the step before"),
+    Column(
+        "ticks",
+        JSONB,
+        nullable=False,
+        server_default=text("'[]'::jsonb"),
+        comment="[[user id, subject], ...]: predictions whose silence counts as an outcome from this step on",
+    ),
+    Column("cursor", JSONB, comment="stream id -> next offset before the step; NULL for learners without outcomes"),
     Column("journalled_at", Time, nullable=False, server_default=func.clock_timestamp()),
     comment="Steps, written before they run.",
 )
@@ -357,6 +365,29 @@ signature_table = Table(
     comment="Serving cache: each user's behaviours summed by signature. Written behind train, which never reads it; may be emptied at any time.",
 )
 
+prediction = Table(
+    "prediction",
+    metadata,
+    Column("user_id", BigInteger, primary_key=True, comment="in the vocabulary"),
+    Column("learner", Text, primary_key=True),
+    Column("branch", Integer, primary_key=True),
+    Column("subject", BigInteger, primary_key=True, comment="digest of the identity of the event it speaks of"),
+    Column("task", Text, nullable=False, comment="of the labels that tell the outcome"),
+    Column("step", BigInteger, nullable=False, comment="step that first handled the event"),
+    Column("stream_id", Integer, nullable=False, comment="log position of the event: stream ..."),
+    Column("position", BigInteger, nullable=False, comment="... and offset"),
+    Column("at", Time, nullable=False, comment="event time of the event"),
+    Column("features", ARRAY(DOUBLE_PRECISION), nullable=False, comment="what was known of its parties then"),
+    Column("risks", ARRAY(DOUBLE_PRECISION), nullable=False, comment="as issued, by arm; the learner's own first"),
+    Column("closed_step", BigInteger, comment="step that learnt its outcome; NULL = open"),
+    Column("value", DOUBLE_PRECISION, comment="the outcome"),
+    Column("known_at", Time, comment="when the outcome became known"),
+    Column("silent", Boolean, comment="nobody told the outcome until the horizon"),
+    Index("prediction_open_idx", "learner", "branch", "at", "subject", postgresql_where=text("closed_step IS NULL")),
+    Index(None, "stream_id", "position"),
+    comment="Predictions of outcomes as they were issued, and what came of them.",
+)
+
 __all__ = [
     "dead_letter",
     "installation",
@@ -366,6 +397,7 @@ __all__ = [
     "learner_action",
     "log_segment",
     "metadata",
+    "prediction",
     "replayed_letter",
     "signature_table",
     "snapshot",
