@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -121,6 +121,16 @@ class Cohort:
         """Scores of the rows that are ranked in the whole catalogue, which nobody learns from."""
         scores = self.score(self.predict(census.context, census.query), census.target)
         return {arm: tallies(losses) for arm, losses in scores.items()}
+
+    def forget(self, users: Container[str]) -> None:
+        """Takes users out of every arm, and out of what asks them.
+
+        :param users: see `Learner.forget`.
+        """
+        for arm in self.arms.values():
+            arm.forget(users)
+        if self.ranking:
+            self.ranking.forget_baskets()
 
     def state(self) -> State:
         """All arms in one: names start with "learner/", "reference.<name>/" or "ranking/"."""

@@ -9,6 +9,7 @@ the last type. Times in seconds.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Final
 
 import numpy as np
@@ -136,6 +137,9 @@ class MarkovFloor:
             self._gaps = np.pad(self._gaps, ((0, more), (0, 0)))
         for new in numbered:
             self._types[new.number], self._types[:, new.number], self._gaps[new.number] = 0.0, 0.0, 0.0
+
+    def forget(self, users: Container[str]) -> None:
+        """Nothing is kept by user: the counts are of everybody's events."""
 
     def state(self) -> State:
         return {

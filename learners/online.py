@@ -7,6 +7,7 @@ on every C-th), its optimisers, its growing type tables and its unit of time.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -381,6 +382,9 @@ class PromptTPP:
                 moment[number].zero_()
 
     # State
+
+    def forget(self, users: Container[str]) -> None:
+        """Nothing is kept by user: weights, types and counts are of everybody's events."""
 
     def serving_state(self) -> State:
         """Configuration, weights, vocabulary and time unit: all that `predict` reads."""

@@ -9,11 +9,12 @@ suite (`tests/contract/test_learners.py`) runs over every learner and says what 
 * `learn` changes only the learner.
 * `state` is complete: `load(state())` goes on bit for bit as if nothing had happened.
 * `serving_state` is what `predict` needs and no more.
+* `forget` takes out what is kept under a user's name; weights and counts of everybody's events stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -81,7 +82,7 @@ class Report:
 
 
 class Learner(Protocol):
-    """Five verbs; see the module's docstring for what each may touch."""
+    """Six verbs; see the module's docstring for what each may touch."""
 
     @property
     def name(self) -> str:
@@ -102,6 +103,13 @@ class Learner(Protocol):
 
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
         """One step. `prediction` is the answer `predict` gave for the same rows, if there is one."""
+
+    def forget(self, users: Container[str]) -> None:
+        """Nothing kept under one of these users' names is left, in memory or in `state`; every answer stays the same.
+
+        :param users: tells whether a name is one of theirs; it cannot be asked for the names (they are known by a
+            keyed hash).
+        """
 
     def state(self) -> State: ...
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 from typing import Final
 
@@ -68,6 +69,10 @@ class Frozen:
         if batch.target.kind is TargetKind.EVENT:
             self._events += len(batch)
         return report
+
+    def forget(self, users: Container[str]) -> None:
+        """As the inner learner, frozen or not."""
+        self._inner.forget(users)
 
     def state(self) -> State:
         if self._events is None:

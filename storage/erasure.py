@@ -1,7 +1,8 @@
 """Erasing users: who they were is nowhere in the database any more (protocol, rules 10, 11 and 18).
 
 Suppression comes first and in one transaction with what learners must do, so nothing new arrives; then log,
-sequences of others, dead letters, the users' own sequences, and last their strings. Each step is a transaction
+sequences of others, dead letters, the users' own sequences, and last their strings. Learners are told at both ends:
+at the first they forget, at the last they read anew what was mended meanwhile. Each step is a transaction
 or several, finds by itself what is left to do, and leaves what the next one needs: whoever was interrupted
 calls again with the same users and it goes on. Postgres overwrites deleted bytes on its disk when it vacuums.
 """
@@ -45,6 +46,22 @@ _ACTIONS = text("""
                       WHERE a.learner = l.name AND a.branch = l.branch AND a.user_hash = hash)
 """)
 
+# Others' sequences were mended while these were learnt; and what is in memory of them may be older.
+_MENDED_MEANWHILE = text("""
+    UPDATE snapshot s SET irreproducible = true
+    FROM learner_action a
+    WHERE a.learner = s.learner AND a.branch = s.branch AND a.user_hash = ANY(CAST(:hashes AS bytea[]))
+      AND s.step > a.step AND NOT s.irreproducible
+""")
+
+_ACTIONS_AGAIN = text("""
+    INSERT INTO learner_action (learner, branch, step, action, user_hash)
+    SELECT l.name, l.branch, l.next_step, 'erase', hash
+    FROM (SELECT name, branch, next_step FROM learner ORDER BY name FOR UPDATE) AS l
+    CROSS JOIN unnest(CAST(:hashes AS bytea[])) AS hash
+    ON CONFLICT (learner, branch, step, user_hash) DO NOTHING
+""")
+
 _IRREPRODUCIBLE = text("SELECT count(*) FROM snapshot WHERE irreproducible")
 
 # What the planner remembers of columns are values of theirs.
@@ -81,6 +98,10 @@ def erase(engine: Engine, users: Sequence[str], *, done: Callable[[Step], None] 
             entries += forgetting.sequences_of(connection, portion)
     done("sequences")
     with engine.begin() as connection:
+        if own or payees:  # else an earlier call came this far
+            suppression.alone(connection)
+            connection.execute(_MENDED_MEANWHILE, {"hashes": hashes})
+            connection.execute(_ACTIONS_AGAIN, {"hashes": hashes})
         forgetting.strings(connection, [*own, *payees])
         irreproducible = _count(connection)
     with engine.begin() as connection:

@@ -39,6 +39,10 @@ class Step:
     """A snapshot is taken after the step."""
     actions: tuple[str, ...]
     """What the learner reported of the step before; a repetition must report the same."""
+    erased: frozenset[bytes] = frozenset()
+    """Users to forget before the step, by the hash under which they are suppressed."""
+    thinned: bool = False
+    """An erasure that is due later may have taken some of its rows out of the log since."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +79,17 @@ _INSERT = text("""
 """).bindparams(bindparam("rows", type_=JSONB), bindparam("actions", type_=JSONB))
 
 _SELECT = text("""
-    SELECT step, rows, front, idle, late, snapshot, actions FROM journal
+    SELECT step, rows, front, idle, late, snapshot, actions,
+           (SELECT array_agg(user_hash) FROM learner_action a
+            WHERE a.learner = j.learner AND a.branch = j.branch AND a.step = j.step) AS erased,
+           EXISTS (SELECT FROM learner_action a
+                   WHERE a.learner = j.learner AND a.branch = j.branch AND a.step > j.step) AS thinned
+    FROM journal j
     WHERE learner = :learner AND branch = :branch AND step >= :first AND step < :last ORDER BY step LIMIT :limit
+""")
+
+_DUE = text("""
+    SELECT user_hash FROM learner_action WHERE learner = :learner AND branch = :branch AND step = :step
 """)
 
 _HOLDS = text("SELECT 1 FROM learner WHERE name = :learner AND branch = :branch AND epoch = :epoch FOR SHARE")
@@ -113,6 +126,15 @@ def append(connection: Connection, seat: Seat, step: Step) -> None:
     connection.execute(_INSERT, values)
 
 
+def erased(connection: Connection, seat: Seat, number: int) -> frozenset[bytes]:
+    """Users to forget before a step that is not journalled yet, by hash.
+
+    In the transaction that appends the step, after `suppression.share`, no erasure can add to them any more.
+    """
+    found = connection.scalars(_DUE, {"learner": seat.learner, "branch": seat.branch, "step": number})
+    return frozenset(bytes(user_hash) for user_hash in found)
+
+
 def check_seat(connection: Connection, seat: Seat) -> None:
     """Holds the seat until the transaction ends.
 
@@ -138,6 +160,8 @@ def steps(
                 late=row.late,
                 snapshot=row.snapshot,
                 actions=tuple(row.actions),
+                erased=frozenset(bytes(user_hash) for user_hash in row.erased or ()),
+                thinned=row.thinned,
             )
         if len(found) < page:
             return

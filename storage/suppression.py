@@ -3,7 +3,8 @@
 An erasure and a batch in flight cannot miss each other, in two ways. A batch holds a shared lock from before it
 looks who is suppressed until it ends, and an erasure takes the lock alone; so no batch that knows too few users
 allocates a string or writes a row beside an erasure or after it. And `suppression_version` stands on every
-`stream_offset` row and in the compare that ends a batch, should anybody write without the lock.
+`stream_offset` row and in the compare that ends a batch, should anybody write without the lock. A learner's step
+takes the same lock on its way into the journal.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Suppression:
     version: int
     hashes: frozenset[bytes]
 
-    def __contains__(self, user: str) -> bool:
-        return bool(self.hashes) and user_hash(self.key, user) in self.hashes
+    def __contains__(self, user: object) -> bool:
+        return bool(self.hashes) and isinstance(user, str) and user_hash(self.key, user) in self.hashes
 
     def named_in(self, content: bytes) -> bool:
         """Whether bytes that nobody could read name one of them: as a quoted string, or a word of some kind."""
@@ -42,6 +43,9 @@ class Suppression:
         words = {word for pattern in _WORDS for word in pattern.findall(content)}
         return any(form in self for word in words for form in _forms(word))
 
+
+NOBODY = Suppression(key=b"", version=0, hashes=frozenset())
+"""Before anybody was erased."""
 
 _WORDS = tuple(
     re.compile(pattern)
@@ -73,12 +77,22 @@ def load(connection: Connection) -> Suppression:
     )
 
 
+def share(connection: Connection) -> None:
+    """No erasure begins or ends until the transaction ends."""
+    connection.execute(_SHARE, {"lock": _BATCHES})
+
+
+def current(connection: Connection, known: Suppression) -> Suppression:
+    """`known`, or what is true now if somebody was erased since."""
+    return known if connection.scalar(_VERSION) == known.version else load(connection)
+
+
 def hold(connection: Connection, known: Suppression) -> None:
     """No erasure passes by until the transaction ends.
 
     :raises Fenced: somebody was erased since `known` was loaded.
     """
-    connection.execute(_SHARE, {"lock": _BATCHES})
+    share(connection)
     if connection.scalar(_VERSION) != known.version:
         raise Fenced("an erasure passed by since this process asked who is erased; nothing of the batch counts")
 
@@ -92,12 +106,20 @@ def suppress(connection: Connection, users: Collection[str]) -> list[bytes]:
     """
     key = bytes(connection.scalar(_KEY))
     hashes = [user_hash(key, user) for user in users]
-    connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'"))
-    connection.execute(_ALONE, {"lock": _BATCHES})
+    alone(connection)
     connection.execute(_HOLD_STREAMS)
     connection.execute(_ADD, {"hashes": hashes})
     connection.execute(_RAISE)
     return hashes
+
+
+def alone(connection: Connection) -> None:
+    """No batch and no step of a learner is in flight until the transaction ends.
+
+    :raises sqlalchemy.exc.OperationalError: one of those that are does not end within 30 seconds.
+    """
+    connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_S}s'"))
+    connection.execute(_ALONE, {"lock": _BATCHES})
 
 
 def user_hash(key: bytes, user: str) -> bytes:

@@ -7,7 +7,7 @@ the journal. Nothing here reads the clock, the broker or the environment.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from sqlalchemy import Connection
 from learners.build import build_cohort
 from learners.cohort import Cohort, CohortReport
 from runtime.lifecycle import Refused
-from storage import journal
+from storage import journal, suppression
 from storage.journal import Step
 from storage.offsets import Cursor
+from storage.suppression import Suppression
 from streams.histories import Histories
-from streams.merge import LogRow, Merge
+from streams.merge import LogRow, Merge, concerns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,35 @@ class Course:
         self.cursor: Cursor = dict(cursor)
         self.front = front
         self.merge = Merge(cursor)
+        self._erased = suppression.NOBODY
         needs = cohort.needs
         self._histories = Histories(last_n=needs.last_n, items_only=needs.items_only, resolution_us=plan.resolution_us)
 
-    def learn(self, connection: Connection, rows: Sequence[LogRow]) -> CohortReport | None:
-        """Predicts, scores and learns the rows of one step, as the merge gave them."""
+    def pass_over_erased(self, connection: Connection) -> None:
+        """From here on rows of or about erased users are not there, whether or not the log still holds them."""
+        found = suppression.current(connection, self._erased)
+        if found is not self._erased:
+            self._erased = found
+            self.merge.pass_over(found)
+
+    def present(self, rows: Iterable[LogRow]) -> list[LogRow]:
+        """Of rows taken before an erasure, those that are left."""
+        return [row for row in rows if not concerns(self._erased, row.user, row.event.other)]
+
+    def among(self, hashes: frozenset[bytes]) -> Suppression:
+        """Tells whether a name is one of these erased users'; `pass_over_erased` came before."""
+        return replace(self._erased, hashes=hashes)
+
+    def learn(
+        self, connection: Connection, rows: Sequence[LogRow], *, erased: frozenset[bytes] = frozenset()
+    ) -> CohortReport | None:
+        """Predicts, scores and learns the rows of one step, as the merge gave them.
+
+        :param erased: by hash, users whom the arms forget first; histories are read anew, as the erasure left them.
+        """
+        if erased:
+            self.cohort.forget(self.among(erased))
+            self._histories.forget()
         if not rows:
             return None
         report = self.cohort.step(self._histories.batch(connection, rows, self.cursor))
@@ -76,10 +101,10 @@ class Course:
         return report
 
     def repeat(self, connection: Connection, step: Step) -> tuple[list[LogRow], CohortReport | None]:
-        """Runs a journalled step: the same rows in the same order."""
-        rows = [row for run in step.rows for row in self.merge.pop_run(connection, run)]
+        """Runs a journalled step: the same rows in the same order, but those erased since."""
+        rows = [row for run in step.rows for row in self.merge.pop_run(connection, run, thinned=step.thinned)]
         self.merge.idle = set(step.idle)
-        return rows, self.learn(connection, rows)
+        return rows, self.learn(connection, rows, erased=step.erased)
 
     def front_after(self, rows: Iterable[LogRow]) -> int | None:
         """The front once these rows are learnt."""

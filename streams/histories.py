@@ -84,6 +84,10 @@ class Histories:
         self._remember(inside)
         return self._as_batch(rows, [view for view in views if view is not None], newest)
 
+    def forget(self) -> None:
+        """Lets go what is remembered between steps: histories are read from Postgres again."""
+        self._recent.clear()
+
     def _counts(self, event: SequenceEvent) -> bool:
         """Whether the event stands in histories."""
         return event.item is not None or not self._items_only

@@ -9,7 +9,7 @@ depends on the clock) never decides twice.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,12 @@ class Merge:
         self.idle: set[int] = set()
         """Streams passed by."""
         self._readers: dict[int, _Reader] = {}
+        self._erased: Container[str] = frozenset()
+
+    def pass_over(self, erased: Container[str]) -> None:
+        """From here on rows of or about these users are not there, whether or not the log still holds them."""
+        self._erased = erased
+        self._readers.clear()  # what they read ahead is read anew, from the cursor on
 
     def refresh(self, connection: Connection) -> bool:
         """Looks for new segments and streams; True if there is anything new to take."""
@@ -63,7 +69,7 @@ class Merge:
             if reader is None:
                 starts = log.starts(connection) if starts is None else starts
                 start = self.cursor.setdefault(row.stream_id, starts.get(row.stream_id, row.next_offset))
-                reader = self._readers[row.stream_id] = _Reader(row, start)
+                reader = self._readers[row.stream_id] = _Reader(row, start, self._erased)
             reader.watermark = row.next_offset
             reader.retired = row.retired
             if reader.load(connection):
@@ -98,8 +104,12 @@ class Merge:
         self._take(row)
         return row
 
-    def pop_run(self, connection: Connection, run: Run) -> list[LogRow]:
-        """Takes the rows of a journalled run again."""
+    def pop_run(self, connection: Connection, run: Run, *, thinned: bool = False) -> list[LogRow]:
+        """Takes the rows of a journalled run again.
+
+        :param thinned: some may have been erased since.
+        :raises BrokenChain: they are not all there.
+        """
         stream_id, first, next_offset = run
         if stream_id not in self._readers:
             self.refresh(connection)
@@ -112,7 +122,7 @@ class Merge:
                 break
             self._take(head)
             rows.append(head)
-        if not rows or (rows[0].offset, rows[-1].offset + 1) != (first, next_offset):
+        if not thinned and (not rows or (rows[0].offset, rows[-1].offset + 1) != (first, next_offset)):
             raise log.BrokenChain(f"stream {stream_id}: the log no longer holds offsets {first} to {next_offset}")
         self.cursor[stream_id] = next_offset
         return rows
@@ -139,7 +149,8 @@ class Merge:
 class _Reader:
     """One stream's rows from the cursor on, a segment at a time."""
 
-    def __init__(self, row: StreamRow, start: int) -> None:
+    def __init__(self, row: StreamRow, start: int, erased: Container[str]) -> None:
+        self._erased = erased
         self._stream_id = row.stream_id
         self._topic = row.stream.topic
         self._partition = row.stream.partition
@@ -221,7 +232,13 @@ class _Reader:
             )
             for record_at, at, offset, event_id, user, type_, item, amount, currency, other
             in zip(*columns, strict=True)
+            if not concerns(self._erased, user, other)
         ]  # fmt: skip
+
+
+def concerns(users: Container[str], user: str, other: str | None) -> bool:
+    """Whether an event of `user`, which may name somebody else, is of or about one of `users`."""
+    return user in users or other in users
 
 
 def runs_of(rows: Iterable[LogRow]) -> tuple[Run, ...]:

@@ -62,6 +62,7 @@ def replay_journal(connection: Connection, snapshot_id: str, folder: Path, *, th
         first, actions = parent.step, actions_before(parent)
     with connection.begin():
         todo = journalled(connection, target.learner, target.branch, first, target.step)
+        course.pass_over_erased(connection)
     rows = 0
     for step in todo:
         check_actions(step, actions)

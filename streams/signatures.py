@@ -8,7 +8,7 @@ Nothing is read back: what is lost here is built again from sequences, and chang
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 from sqlalchemy import Connection
@@ -59,6 +59,12 @@ class SignatureWriter:
             self._due |= users
         while len(self._touched) > self._learner.config.table_users:
             self._due.discard(self._touched.popitem(last=False)[0])
+
+    def forget(self, users: Container[str]) -> None:
+        """Writes no row of these users any more."""
+        for user in [user for user in self._touched if user in users]:
+            del self._touched[user]
+            self._due.discard(user)
 
     def serves(self) -> None:
         """What the learner publishes now is in the newest live snapshot: from now on it is what rows are made of."""

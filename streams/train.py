@@ -23,7 +23,7 @@ from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Refused, Stop, Transient, attempts
 from runtime.settings import TrainSettings
 from runtime.telemetry import Health
-from storage import journal, log, offsets, registry, snapshots
+from storage import journal, log, offsets, registry, snapshots, suppression
 from storage.engine import Unavailable, mapped_errors, open_engine
 from storage.journal import Seat, Step
 from storage.offsets import Cursor, Fenced
@@ -57,6 +57,8 @@ class Totals:
     snapshot_id: str | None = None
     """The newest one."""
     sha256: str | None = None
+    forgotten: int = 0
+    """Users forgotten because an erasure asked for it; one may be told twice, at its beginning and its end."""
     signatures: int = 0
     """Users' signature tables written for scoring."""
     learn_s: float = 0.0
@@ -154,6 +156,9 @@ class Lesson:
         """The next step to run."""
         self._actions: tuple[str, ...] = ()
         """What the learner reported of the step before."""
+        self._thinned = False
+        """Steps were repeated without rows that were erased: what the learner says of them may differ."""
+        self._erasure_due = False
         self._course = self._restore()
         self._signatures = writer_for(self._seat, self._course.cohort)
         if self._signatures and self._parent is not None:
@@ -166,6 +171,7 @@ class Lesson:
     def _take_seat(self) -> Seat:
         config, version = self._plan.as_json(), self._plan.fresh().version
         with self._connection.begin():
+            suppression.share(self._connection)  # an erasure either finds the learner, or is found by it
             seat, born = journal.take_seat(self._connection, learner=self._plan.learner, version=version, config=config)
         if born != version:
             raise Refused(
@@ -208,7 +214,8 @@ class Lesson:
             return  # asked to stop on the way: the next start repeats what is left
         ends = Ends(self._kafka) if once else None
         while not self._stop.is_set():
-            if rows := self._gather(ends):
+            rows = self._gather(ends)
+            if rows or self._erasure_due:
                 self._run_new(rows)
             elif ends is not None and self._course.merge.at_ends():
                 break
@@ -221,13 +228,16 @@ class Lesson:
         seat = self._seat
         with self._connection.begin():
             todo = journalled(self._connection, seat.learner, seat.branch, self._next, seat.next_step)
+            self._course.pass_over_erased(self._connection)
         if todo:
             _log.info("train.repeating", steps=len(todo), first=todo[0].number)
         self._tell_readiness()
         for step in todo:
             if self._stop.is_set():
                 return
-            check_actions(step, self._actions)
+            if not self._thinned:
+                check_actions(step, self._actions)
+            self._thinned |= step.thinned
             started = time.perf_counter()
             with self._connection.begin():
                 rows, report = self._course.repeat(self._connection, step)
@@ -252,11 +262,14 @@ class Lesson:
                 return []  # not journalled, so never taken
             with self._connection.begin():
                 news = merge.refresh(self._connection)
+                self._erasure_due = bool(journal.erased(self._connection, self._seat, self._next))
                 if ends is not None:
                     merge.set_ends(ends.by_stream(self._connection))
             now = time.monotonic()
             if news:
                 continue
+            if self._erasure_due:
+                break
             if ends is not None:
                 if merge.at_ends():
                     break
@@ -273,24 +286,29 @@ class Lesson:
 
     def _run_new(self, rows: list[LogRow], *, snapshot: bool = False) -> None:
         """Journals a step, then runs it."""
-        course = self._course
-        front = course.front_after(rows)
-        step = Step(
-            number=self._next,
-            rows=runs_of(rows),
-            front=None if front is None else log.time_of(front),
-            idle=tuple(sorted(course.merge.idle)),
-            late=course.late(rows),
-            snapshot=snapshot or self._snapshot_due(),
-            actions=self._actions,
-        )
+        course, self._erasure_due = self._course, False
         with self._connection.begin():
+            suppression.share(self._connection)  # whoever is erased from now on is so before the next step
+            course.pass_over_erased(self._connection)
+            erased, rows = journal.erased(self._connection, self._seat, self._next), course.present(rows)
+            front = course.front_after(rows)
+            step = Step(
+                number=self._next,
+                rows=runs_of(rows),
+                front=None if front is None else log.time_of(front),
+                idle=tuple(sorted(course.merge.idle)),
+                late=course.late(rows),
+                # Older snapshots know the erased: a young one lets them be collected.
+                snapshot=snapshot or bool(erased) or self._snapshot_due(),
+                actions=self._actions,
+                erased=erased,
+            )
             journal.append(self._connection, self._seat, step)
         failpoint("train.after_journal")
         started = time.perf_counter()
         failpoint("train.before_step")
         with self._connection.begin():
-            report = course.learn(self._connection, rows)
+            report = course.learn(self._connection, rows, erased=erased)
         failpoint("train.after_step")
         self._finish(step, rows, report, started)
 
@@ -316,12 +334,21 @@ class Lesson:
         metrics.train_step.set(step.number, learner)
         if self._course.front is not None:
             metrics.train_front.set(self._course.front / 1e6, learner)
+        if step.erased:
+            self._forgot(step)
         if report is not None:
             self._ledger.tell(self._seat, step, rows, report)
             if self._signatures:
                 self._signatures.learnt(self._course.cursor)
         if step.snapshot:
             self._take_snapshot()
+
+    def _forgot(self, step: Step) -> None:
+        """The arms forgot users ahead of the step."""
+        self._totals.forgotten += len(step.erased)
+        if self._signatures:
+            self._signatures.forget(self._course.among(step.erased))
+        _log.info("train.forgot", users=len(step.erased), step=step.number)
 
     def _take_snapshot(self) -> None:
         """Tries until it stands: without its file the learner must not go on as if it were saved."""

@@ -19,7 +19,7 @@ import torch
 from learners.batch import Batch, Bools, Candidates, Drawn, Floats, Ints, Strings, TargetKind
 from learners.coding import check_config, check_like, check_names, from_json_tensor, json_tensor
 from learners.protocol import ForeignState, State
-from learners.randomness import uniform
+from learners.randomness import digest, uniform
 from learners.vocabulary import UNKNOWN, Vocabulary, rows_for
 
 SPARE: Final = 4
@@ -56,7 +56,8 @@ class Ranking:
         self._items = Vocabulary(self.config.max_items)
         self._counts = np.zeros(rows_for(1), dtype=np.int64)
         """[rows] how often each item was a target; row UNKNOWN stays 0."""
-        self._baskets: OrderedDict[tuple[str, int], set[str]] = OrderedDict()
+        self._baskets: OrderedDict[int, set[str]] = OrderedDict()
+        """By `_basket_key`: whose they are is written nowhere."""
 
     def ask(self, batch: Batch) -> Batch:
         """The batch with candidates: column 0 the item that came, then uniform, then popular negatives.
@@ -107,7 +108,7 @@ class Ranking:
         user, item = self._named(batch)
         rows = np.flatnonzero(self._wanted(batch, item))
         for row in rows.tolist():
-            key = (str(user[row]), int(batch.target.at[row]))
+            key = _basket_key(user[row], batch.target.at[row])
             self._baskets.setdefault(key, set()).add(item[row])
             self._baskets.move_to_end(key)
         while len(self._baskets) > BASKETS:
@@ -122,9 +123,16 @@ class Ranking:
             f"item {new.evicted!r} gave its row to {new.name!r}" for new in numbered if new.evicted is not None
         )
 
+    def forget_baskets(self) -> None:
+        """Lets all baskets go: which of them were an erased user's cannot be told any more.
+
+        A basket cut in two by this moment may find items of its first half among the negatives of its second.
+        """
+        self._baskets.clear()
+
     def state(self) -> State:
-        """Names, counts and the newest baskets."""
-        baskets = [[user, at, sorted(items)] for (user, at), items in self._baskets.items()]
+        """Names, counts and the newest baskets, of which a key says neither whose nor when."""
+        baskets = [[key, sorted(items)] for key, items in self._baskets.items()]
         return {
             "config": json_tensor(asdict(self.config)),
             "vocabulary": self._items.state(),
@@ -142,7 +150,7 @@ class Ranking:
         check_like("counts", state["counts"], torch.zeros(rows_for(len(items)), dtype=torch.int64))
         try:
             baskets = from_json_tensor(state["baskets"])
-            held = OrderedDict(((str(user), int(at)), {str(item) for item in found}) for user, at, found in baskets)
+            held = OrderedDict((int(key), {str(item) for item in found}) for key, found in baskets)
         except (TypeError, ValueError) as error:
             raise ForeignState(f"not the baskets of a ranking: {error!r}") from error
         self._items, self._counts, self._baskets = items, state["counts"].numpy().copy(), held
@@ -167,9 +175,9 @@ class Ranking:
 
     def _baskets_of(self, batch: Batch, user: Strings, item: Strings) -> list[set[str] | None]:
         """Basket of each row that counts, as far as it is known; None for any other."""
-        found: dict[tuple[str, int], set[str]] = {}
+        found: dict[int, set[str]] = {}
         wanted = self._wanted(batch, item)
-        keys = list(zip(user.tolist(), batch.target.at.tolist(), strict=True))
+        keys = [_basket_key(*basket) for basket in zip(user.tolist(), batch.target.at.tolist(), strict=True)]
         for row in np.flatnonzero(wanted).tolist():
             found.setdefault(keys[row], set(self._baskets.get(keys[row], ()))).add(item[row])
         return [found[key] if wanted[row] else None for row, key in enumerate(keys)]
@@ -218,6 +226,11 @@ class Ranking:
                 repeat=_repeats(batch, item),
             ),
         )
+
+
+def _basket_key(user: str, at: int) -> int:
+    """64 bits of whose basket it is and when."""
+    return int(digest("basket", user, int(at)))
 
 
 def rows_of(batch: Batch, rows: Ints) -> Batch:

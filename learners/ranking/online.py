@@ -9,7 +9,7 @@ vectors by published signatures, and passes the gradient on to the fresh rows: x
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -298,6 +298,10 @@ class SDIM:
         self._since = 0
 
     # State
+
+    def forget(self, users: Container[str]) -> None:
+        """Windows and tables of these users go; what is published is of items alone."""
+        self._tables.forget(users)
 
     def serving_state(self) -> State:
         """Configuration and the published version: all that `predict` reads."""

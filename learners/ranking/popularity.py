@@ -7,6 +7,7 @@ a Dirichlet prior. kappa is the one of a grid that has ranked best so far, so th
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,6 +81,9 @@ class OwnCountFloor:
         numbered = self._popularity.learn(choices(batch.target))
         actions = (f"item {new.evicted!r} gave its row to {new.name!r}" for new in numbered if new.evicted is not None)
         return Report(losses=losses, actions=tuple(actions))
+
+    def forget(self, users: Container[str]) -> None:
+        """Nothing is kept by user: own counts are made of each row's history, the others are of everybody."""
 
     def state(self) -> State:
         return {**prefixed("popularity.", self._popularity.state()), "kappa_losses": self._losses.clone()}

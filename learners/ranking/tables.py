@@ -10,7 +10,7 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from learners.batch import Batch, Context, TargetKind
@@ -70,6 +70,12 @@ class UserTables:
             self._windows[user] = self._of(sequences, stack, length)
             self._windows.move_to_end(user)
         self._let_go()
+
+    def forget(self, users: Container[str]) -> None:
+        """Lets these users' windows go."""
+        for user in [user for user in self._windows if user in users]:
+            del self._windows[user]
+        self.touched = frozenset(user for user in self.touched if user not in users)
 
     def rows(self, users: Iterable[str], published: Published) -> list[SignatureRow]:
         """Rows of the users that are held and have behaviours, sorted by user; tables are built where they must be.

@@ -17,8 +17,10 @@ import torch
 from learners import synthetic
 from learners.batch import Batch, Candidates, Drawn, Query, TargetKind
 from learners.build import BUILDERS, NEXT_EVENT, RANKING, build, build_cohort
+from learners.coding import from_json_tensor
 from learners.protocol import ForeignState, Learner, Losses, Prediction, ServingOnly, State
 from learners.ranking.candidates import Ranking, RankingConfig
+from learners.ranking.online import SDIM
 from learners.references import Frozen
 from learners.synthetic import SECOND, START, History, context_of, random_histories, words
 
@@ -449,6 +451,27 @@ def test_learning_from_ticks_makes_silence_likelier(make_next: Callable[[], Lear
     assert finite(learner.state())
 
 
+def test_forgetting_users_takes_their_names_and_leaves_every_answer(make: Callable[[], Learner]) -> None:
+    learner, batch = taught(make), shared_batch(5)
+    before = answers(learner.predict(batch.context, asked(batch)))
+    learner.forget(frozenset({"user 0", "user 2"}))
+    assert same_bits(answers(learner.predict(batch.context, asked(batch))), before)
+    for name in ("user 0", "user 2"):
+        assert not any(name.encode() in tensor.numpy().tobytes() for tensor in learner.state().values())
+    heir = make()
+    heir.load(learner.state())
+    whole_step(learner, batch)
+    whole_step(heir, batch)
+    assert same_bits(heir.state(), learner.state())
+
+
+def test_forgetting_nobody_changes_nothing(make: Callable[[], Learner]) -> None:
+    learner = taught(make)
+    before = learner.state()
+    learner.forget(frozenset({"somebody else"}))
+    assert same_bits(learner.state(), before)
+
+
 def test_a_foreign_state_is_refused_and_changes_nothing(make: Callable[[], Learner]) -> None:
     learner, other = taught(make, 1), taught(make, 2).state()
     before = learner.state()
@@ -617,6 +640,25 @@ def test_a_ranking_cohort_goes_on_from_its_state_bit_for_bit() -> None:
     assert left.losses == right.losses
     assert left.losses["learner"]["mrr"].count > 0
     assert same_bits(heir.state(), cohort.state())
+
+
+def test_a_ranking_cohort_holds_no_name_and_forgets_baskets_and_windows() -> None:
+    cohort = small_cohort()
+    for step in range(3):
+        cohort.step(plain(step))
+    state = cohort.state()
+    assert not any(b"user " in tensor.numpy().tobytes() for tensor in state.values())
+    assert from_json_tensor(state["ranking/baskets"])
+    sdim = cohort.learner
+    assert isinstance(sdim, SDIM)
+    assert sdim.without_window(["user 0", "user 1"]) == []
+    assert "user 0" in sdim.touched
+    cohort.forget(frozenset({"user 0"}))
+    left = cohort.state()
+    assert from_json_tensor(left.pop("ranking/baskets")) == []
+    assert same_bits(left, {name: tensor for name, tensor in state.items() if name != "ranking/baskets"})
+    assert sdim.without_window(["user 0", "user 1"]) == ["user 0"]
+    assert "user 0" not in sdim.touched
 
 
 def test_every_arm_of_a_ranking_cohort_is_asked_the_same() -> None:

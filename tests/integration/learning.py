@@ -21,7 +21,7 @@ from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
 from runtime.settings import TrainSettings
 from runtime.telemetry import Health
-from storage import log, offsets, sequences, snapshots
+from storage import log, offsets, sequences, snapshots, suppression
 from storage.engine import open_engine
 from storage.offsets import Advance, Claim, Cursor, Stream
 from storage.vocabulary import Vocabulary
@@ -53,8 +53,11 @@ class Scribe:
         self._vocabulary = vocabulary
         offsets.register(connection, dict.fromkeys(streams.values(), 0))
         rows = {row.stream: row for row in offsets.streams(connection)}
+        erased = suppression.load(connection).version
         self._claims = {
-            place: Claim(stream_id=rows[stream].stream_id, stream=stream, epoch=0, next_offset=0, suppression_version=0)
+            place: Claim(
+                stream_id=rows[stream].stream_id, stream=stream, epoch=0, next_offset=0, suppression_version=erased
+            )
             for place, stream in streams.items()
         }
         self.next: dict[Place, int] = {place: rows[stream].next_offset for place, stream in streams.items()}
@@ -168,7 +171,7 @@ class School:
 
     def forget(self) -> None:
         """The log stays; learners, journals, snapshots and their files are gone."""
-        self.query("TRUNCATE learner, journal, snapshot")
+        self.query("TRUNCATE learner, learner_action, journal, snapshot")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.health.set_ready("train", False, "starting")
 

@@ -62,7 +62,6 @@ LEARNING_RULES: tuple[Rule, ...] = (
         file="streams/train.py",
         off=(
             (
-                "        with self._connection.begin():\n"
                 "            journal.append(self._connection, self._seat, step)\n"
                 '        failpoint("train.after_journal")\n',
                 '        failpoint("train.after_journal")\n',
