@@ -304,6 +304,17 @@ def score_queue() -> None:
     """Requests waiting."""
 
 
+@_counter("driftline_score_user_states_total")
+def score_user_states(state: Literal["met", "topped_up", "rebuilt", "read", "empty"]) -> None:
+    """Users' pasts behind rankings, by how they were come by: the stored signature table as it was, or with the few
+    events since, or built anew from the sequence; the sequence itself, where a learner keeps no tables; or no past."""
+
+
+@_histogram("driftline_score_topped_up_events", ROWS)
+def score_topped_up() -> None:
+    """Events added to a stored signature table, where any were."""
+
+
 # -- drift --
 
 

@@ -1,10 +1,11 @@
-"""Predictions as answers that say what they knew."""
+"""What comes next, and when: predictions as answers that say what they knew."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,12 @@ from contracts.scoring import NextEventQuantile, ScoreAnswer, ScoreRequest, Stre
 from learners.batch import Floats
 from learners.protocol import Prediction
 from scoring.models import Model
-from scoring.questions import Question, microseconds, now_of, query_of, time_of
+from scoring.questions import Question, microseconds, now_of, query_of, question_of, time_of
 from scoring.refusals import Failed
-from scoring.state import Seen
+from scoring.state import Read
 from storage.offsets import StreamRow
 from storage.sequences import SequenceEvent
+from storage.serving import Standing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Outlook:
 def outlooks(
     model: Model,
     questions: Sequence[Question],
-    histories: Sequence[list[SequenceEvent]],
+    histories: Sequence[Sequence[SequenceEvent]],
     quantiles: tuple[float, ...],
 ) -> list[Outlook]:
     """One pass of the model over all questions."""
@@ -46,39 +48,76 @@ def outlooks(
     ]
 
 
-def answer(request: ScoreRequest, question: Question, outlook: Outlook, model: Model, seen: Seen) -> ScoreAnswer:
+def replies(model: Model, requests: Sequence[ScoreRequest], read: Read) -> list[ScoreAnswer | Failed]:
+    """The answer to each request, or that the model gave no number for it."""
+    questions = [question_of(request) for request in requests]
+    distinct = list(dict.fromkeys(questions))
+    asks = [question.ask(model.learner.needs.last_n) for question in distinct]
+    seen = read(lambda reader: reader.histories(asks))
+    histories = dict(zip(distinct, seen.found, strict=True))
+    groups: dict[tuple[float, ...], dict[Question, None]] = {}
+    for request, question in zip(requests, questions, strict=True):
+        groups.setdefault(request.quantiles, {})[question] = None
+    found: dict[tuple[float, ...], dict[Question, Outlook]] = {}
+    for quantiles, asked in groups.items():
+        results = outlooks(model, list(asked), [histories[question] for question in asked], quantiles)
+        found[quantiles] = dict(zip(asked, results, strict=True))
+    return [
+        answer(request, question, found[request.quantiles][question], model, seen.standing)
+        for request, question in zip(requests, questions, strict=True)
+    ]
+
+
+def answer(
+    request: ScoreRequest, question: Question, outlook: Outlook, model: Model, standing: Standing
+) -> ScoreAnswer | Failed:
     """The reply to a request.
 
-    For a user without a past asked about without a time, `asked_at` is the record time the model has learnt
-    up to, and the quantiles come without times: nothing says where on the calendar that user is.
-
-    :raises Failed: the model gave something that is no number.
+    Where nobody said when, and nothing is known of the user, the quantiles come without times: nothing says where on
+    the calendar that user is.
     """
-    _check(outlook, model)
+    # NaN compares as False, so it fails both.
+    if not (all(seconds >= 0 for seconds in outlook.seconds) and bool((outlook.probabilities >= 0).all())):
+        return Failed.not_a_number(f"snapshot {model.snapshot.id}")
     now = now_of(question, outlook.history)
-    info = model.info
     named, others = _types(outlook, request.types)
-    front = model.snapshot.front or model.snapshot.created_at
-    last = outlook.history[-1].at if outlook.history else None
+    last_at = outlook.history[-1].at if outlook.history else None
     return ScoreAnswer(
-        user_id=request.user_id,
-        request_id=request.request_id,
-        learner=info.learner,
-        learner_version=info.learner_version,
-        snapshot_id=info.snapshot_id,
-        snapshot_step=info.snapshot_step,
-        asked_at=time_of(microseconds(front) if now is None else now) or front,
-        events_seen=len(outlook.history),
-        last_event_at=None if last is None else time_of(last),
         next_event=[
             _quantile(quantile, seconds, now)
             for quantile, seconds in zip(request.quantiles, outlook.seconds, strict=True)
         ],
         next_type=named,
         other_types=others,
-        watermark=watermark(seen.standing.streams),
-        staleness_seconds=seen.standing.staleness_s,
+        **standing_of(request, question, model, standing, events=len(outlook.history), last_at=last_at),
     )
+
+
+def standing_of(
+    request: ScoreRequest, question: Question, model: Model, standing: Standing, *, events: int, last_at: int | None
+) -> dict[str, Any]:
+    """The fields of `Answer`: who answers, from what.
+
+    For a user without a past asked about without a time, `asked_at` is the record time the model has learnt up to.
+
+    :param events: of the user, that were looked at; :param last_at: the newest of them, microseconds since 1970.
+    """
+    info = model.info
+    front = model.snapshot.front or model.snapshot.created_at
+    now = last_at if question.at is None else question.at
+    return {
+        "user_id": request.user_id,
+        "request_id": request.request_id,
+        "learner": info.learner,
+        "learner_version": info.learner_version,
+        "snapshot_id": info.snapshot_id,
+        "snapshot_step": info.snapshot_step,
+        "asked_at": time_of(microseconds(front) if now is None else now) or front,
+        "events_seen": events,
+        "last_event_at": None if last_at is None else time_of(last_at),
+        "watermark": watermark(standing.streams),
+        "staleness_seconds": standing.staleness_s,
+    }
 
 
 def watermark(streams: Sequence[StreamRow]) -> list[StreamPosition]:
@@ -99,17 +138,6 @@ def _numbers(prediction: Prediction) -> tuple[list[list[float]], Floats]:
     """Seconds [B][Q] and type probabilities [B, K]."""
     seconds: list[list[float]] = prediction.quantiles.double().cpu().tolist()
     return seconds, np.exp(prediction.type_log_probs.detach().double().cpu().numpy())
-
-
-def _check(outlook: Outlook, model: Model) -> None:
-    # NaN compares as False, so it fails both.
-    if all(seconds >= 0 for seconds in outlook.seconds) and bool((outlook.probabilities >= 0).all()):
-        return
-    raise Failed(
-        "the model's prediction is not a number",
-        where=f"snapshot {model.snapshot.id}",
-        todo="take the snapshot out of service (`driftline rollback`) and look at its training",
-    )
 
 
 def _quantile(quantile: float, seconds: float, now: int | None) -> NextEventQuantile:

@@ -11,16 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import structlog
 import torch
 
-from contracts.scoring import ScoreAnswer, ScoreRequest
+from contracts.scoring import Answer, ScoreRequest
 from runtime import metrics
-from scoring.answers import Outlook, answer, outlooks
+from scoring import answers, ranks
 from scoring.intake import Done, Intake, Waiting
 from scoring.models import Model
-from scoring.questions import Question, question_of
+from scoring.questions import misfit
 from scoring.refusals import EXPIRED, Failed, NotReady, Refusal, Stopping
 from scoring.shelf import Shelf
 from scoring.state import Seen, StateReader
@@ -31,6 +32,7 @@ PROBE_S = 1.0
 _PAUSE_FIRST_S, _PAUSE_LONGEST_S = 0.1, 5.0
 _AGAIN = "ask again: the connection is tried again by itself"
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 class Engine:
@@ -127,7 +129,7 @@ class Engine:
             return
         model = self._shelf.current
         if model is None or not batch:
-            if self._guarded(lambda: self._read([]), batch):
+            if self._guarded(lambda: self._read(lambda reader: reader.histories([])), batch):
                 _tell_all(batch, self._shelf.absence)
             return
         metrics.score_batch_rows.observe(len(batch))
@@ -151,8 +153,8 @@ class Engine:
             return False
         return True
 
-    def _read(self, questions: Sequence[Question], last_n: int = 1) -> Seen:
-        seen = self._reader.read([question.ask(last_n) for question in questions])
+    def _read(self, ask: Callable[[StateReader], Seen[T]]) -> Seen[T]:
+        seen = ask(self._reader)
         if self._failures:
             _log.info("score.postgres_back", failures=self._failures)
         self._failures, self.trouble, self.read_at = 0, "", self._clock()
@@ -186,32 +188,17 @@ class Engine:
             _log.exception("score.failed", requests=1)
             waiting.done(_broken())
 
-    def _replies(self, model: Model, requests: Sequence[ScoreRequest]) -> list[ScoreAnswer | Refusal]:
-        questions = [question_of(request) for request in requests]
-        distinct = list(dict.fromkeys(questions))
-        seen = self._read(distinct, model.learner.needs.last_n)
-        histories = dict(zip(distinct, seen.histories, strict=True))
-        groups: dict[tuple[float, ...], dict[Question, None]] = {}
-        for request, question in zip(requests, questions, strict=True):
-            groups.setdefault(request.quantiles, {})[question] = None
-        found: dict[tuple[float, ...], dict[Question, Outlook]] = {}
-        for quantiles, asked in groups.items():
-            results = outlooks(model, list(asked), [histories[question] for question in asked], quantiles)
-            found[quantiles] = dict(zip(asked, results, strict=True))
-        return [
-            _reply(request, question, found[request.quantiles][question], model, seen)
-            for request, question in zip(requests, questions, strict=True)
-        ]
-
-
-def _reply(
-    request: ScoreRequest, question: Question, outlook: Outlook, model: Model, seen: Seen
-) -> ScoreAnswer | Refusal:
-    try:
-        return answer(request, question, outlook, model, seen)
-    except Failed as failed:
-        _log.error("score.not_a_number", snapshot=model.snapshot.id, user_id=request.user_id)
-        return failed
+    def _replies(self, model: Model, requests: Sequence[ScoreRequest]) -> list[Answer | Refusal]:
+        """Of the kind the model's learner answers; a request of the other kind is refused."""
+        unfit = [misfit(request, model.info.learner, ranks=model.ranks) for request in requests]
+        fit = [request for request, why in zip(requests, unfit, strict=True) if why is None]
+        kind = ranks.replies if model.ranks else answers.replies
+        found = iter(kind(model, fit, self._read) if fit else ())
+        replies: list[Answer | Refusal] = [why or next(found) for why in unfit]
+        for request, reply in zip(requests, replies, strict=True):
+            if isinstance(reply, Failed):
+                _log.error("score.not_a_number", snapshot=model.snapshot.id, user_id=request.user_id)
+        return replies
 
 
 def _unreadable(error: Exception) -> NotReady:

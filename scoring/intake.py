@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from contracts.scoring import ScoreAnswer, ScoreRequest
+from contracts.scoring import Answer, ScoreRequest
 from scoring.refusals import Overloaded, Refusal, Stopping
 
-Done = Callable[[ScoreAnswer | Refusal], None]
+Done = Callable[[Answer | Refusal], None]
 """Called in another thread; must return soon and raise nothing. Of several calls the first counts."""
 
 

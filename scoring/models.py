@@ -9,19 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from contracts.scoring import DEFAULT_QUANTILES, ModelInfo
-from learners.batch import Query
-from learners.build import build
+from contracts.scoring import ModelInfo
+from learners.build import RANKING, build
 from learners.cohort import LEARNER
 from learners.protocol import ForeignState, Learner
-from runtime.context import context_of
+from learners.ranking.online import SDIM
+from learners.ranking.published import Published
+from scoring.warm_up import warm_up
 from storage import snapshots
 from storage.registry import Snapshot
-from storage.sequences import USER, SequenceEvent
 from storage.snapshots import BadSnapshot, Fault
 
 _PREFIX = f"{LEARNER}/"
-_HOUR_US = 3_600_000_000
 
 
 @runtime_checkable
@@ -38,6 +37,16 @@ class Model:
     learner: Learner
     snapshot: Snapshot
     info: ModelInfo
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it orders candidates; else it says what comes next."""
+        return self.snapshot.learner in RANKING
+
+    @property
+    def published(self) -> Published | None:
+        """What it ranks with, of a learner whose users have signature tables."""
+        return self.learner.published if isinstance(self.learner, SDIM) else None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -63,7 +72,8 @@ def load(folder: Path, snapshot: Snapshot, *, device: str) -> Model:
         on = device_for(learner, device)
         if isinstance(learner, Movable):
             learner.to(on)
-        _warm_up(learner)
+        ranks, published = snapshot.learner in RANKING, learner.published if isinstance(learner, SDIM) else None
+        warm_up(learner, ranks=ranks, published=published)
     except (ForeignState, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         fault: Fault = "foreign" if isinstance(error, ForeignState) else "unfit"
         raise BadSnapshot(f"{file} cannot serve: {type(error).__name__}: {error}", fault) from error
@@ -75,6 +85,8 @@ def load(folder: Path, snapshot: Snapshot, *, device: str) -> Model:
         snapshot_created_at=snapshot.created_at,
         device=str(on),
         sha256=snapshot.sha256,
+        answers="ranking" if ranks else "next_event",
+        embedding=None if published is None else published.embedding,
     )
     return Model(learner=learner, snapshot=snapshot, info=info)
 
@@ -100,41 +112,10 @@ def _built(name: str, tensors: dict[str, np.ndarray[Any, Any]], manifest: dict[s
     }
     if manifest.get("learner_version") != learner.version:
         raise ForeignState(f"version {manifest.get('learner_version')!r}, this code's is {learner.version!r}")
-    learner.load(state)
-    learner.load(learner.serving_state())  # without optimizer: less memory, and no gradients are prepared
+    if isinstance(learner, SDIM):
+        # What serves is a part of the state. To read the rest, names of items above all, would hold up answers.
+        learner.load({key: part for key, part in state.items() if key == "meta" or key.startswith("published.")})
+    else:
+        learner.load(state)
+        learner.load(learner.serving_state())  # without optimizer: less memory, and no gradients are prepared
     return learner
-
-
-def _warm_up(learner: Learner) -> None:
-    """One prediction of a full and one of an empty history.
-
-    :raises ArithmeticError: they are no numbers.
-    """
-    stack = [_event(n) for n in range(learner.needs.last_n)]
-    query = Query(
-        stack=np.array([0, 1]),
-        visible=np.array([len(stack), 0]),
-        now=np.array([stack[-1].at] * 2),
-        quantiles=DEFAULT_QUANTILES,
-    )
-    prediction = learner.predict(context_of([stack, []]), query)
-    if bool(prediction.quantiles.isnan().any()) or bool(prediction.type_log_probs.isnan().any()):
-        raise ArithmeticError("its predictions are no numbers")
-
-
-def _event(n: int) -> SequenceEvent:
-    return SequenceEvent(
-        at=n * _HOUR_US,
-        event_id=str(n),
-        topic="warm-up",
-        partition=0,
-        offset=n,
-        stream_id=0,
-        kind=USER,
-        type="warm-up",
-        item=None,
-        amount=None,
-        currency=None,
-        other=None,
-        key=n,
-    )

@@ -1,5 +1,7 @@
 """Requests as a learner reads them: histories side by side, one row a question.
 
+Which kind a request must be, the learner that answers decides (`misfit`).
+
 Two requests are one question when they ask for the same user as of the same time. A stack is never shared
 between two times: a learner's view of an event depends on where its history begins.
 """
@@ -14,9 +16,9 @@ import msgspec
 import numpy as np
 
 from contracts.records import MAJOR
-from contracts.scoring import ScoreCall, ScoreRequest
-from learners.batch import Context, Query
-from runtime.context import context_of
+from contracts.scoring import MAX_CANDIDATES, ScoreCall, ScoreRequest
+from learners.batch import Candidates, Context, Query
+from runtime.context import context_of, strings
 from scoring.refusals import Invalid
 from storage.sequences import HistoryAsk, SequenceEvent
 
@@ -24,22 +26,27 @@ _FOREVER = 2**62
 """Microseconds; later than any event time."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-MAX_REQUEST_BYTES = 64 * 1024
+MAX_REQUEST_BYTES = 256 * 1024
 _decoder = msgspec.json.Decoder(ScoreRequest)
 _call_decoder = msgspec.json.Decoder(ScoreCall)
 
 
 @dataclass(frozen=True)
 class Question:
-    """Whose next event, as of when."""
+    """Who is asked about, as of when."""
 
     user: str
     at: int | None
     """Event time, microseconds since 1970; None = an instant after the user's newest event."""
 
+    @property
+    def before(self) -> int:
+        """What lies strictly before it counts; microseconds since 1970."""
+        return _FOREVER if self.at is None else self.at
+
     def ask(self, last_n: int) -> HistoryAsk:
         """The history it needs."""
-        return HistoryAsk(user=self.user, before=_FOREVER if self.at is None else self.at, last_n=last_n)
+        return HistoryAsk(user=self.user, before=self.before, last_n=last_n)
 
 
 def decode(body: bytes) -> ScoreRequest:
@@ -51,7 +58,7 @@ def decode(body: bytes) -> ScoreRequest:
         request = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(str(error), where="request body", todo="send a ScoreRequest as JSON") from error
-    _check_id(request)
+    _check(request)
     return request
 
 
@@ -71,13 +78,29 @@ def decode_call(value: bytes | None, key: bytes | None) -> ScoreCall:
         raise Invalid(f"schema {call.schema!r}; this reader knows {MAJOR}.x", where="$.schema", todo="send that one")
     if key != call.user_id.encode():
         raise Invalid("the record's key is not user_id", where="record key", todo="send user_id as the key")
-    _check_id(call)
+    _check(call)
     return call
 
 
-def _check_id(request: ScoreRequest) -> None:
+def _check(request: ScoreRequest) -> None:
     if "\0" in request.user_id:
         raise Invalid("U+0000 stands in no id", where="$.user_id", todo="correct the id")
+    if request.top is not None and request.candidates is None:
+        raise Invalid("there are no candidates to name the best of", where="$.top", todo="name candidates, or no top")
+
+
+def misfit(request: ScoreRequest, learner: str, *, ranks: bool) -> Invalid | None:
+    """Why a learner cannot answer a request of this kind; None: it can.
+
+    :param ranks: whether the learner ranks.
+    """
+    if ranks and request.candidates is None:
+        todo = f"name 1 to {MAX_CANDIDATES:,} item ids, or ask a `score` whose learner says what comes next (prompttpp)"
+        return Invalid(f"learner {learner!r} ranks candidates, and there are none", where="$.candidates", todo=todo)
+    if not ranks and request.candidates is not None:
+        todo = "leave them out, or ask a `score` whose learner ranks (`driftline score --learner sdim`)"
+        return Invalid(f"learner {learner!r} ranks no candidates", where="$.candidates", todo=todo)
+    return None
 
 
 def question_of(request: ScoreRequest) -> Question:
@@ -86,7 +109,10 @@ def question_of(request: ScoreRequest) -> Question:
 
 
 def query_of(
-    questions: Sequence[Question], histories: Sequence[Sequence[SequenceEvent]], quantiles: tuple[float, ...]
+    questions: Sequence[Question],
+    histories: Sequence[Sequence[SequenceEvent]],
+    quantiles: tuple[float, ...],
+    candidates: Candidates | None = None,
 ) -> tuple[Context, Query]:
     """One stack and one row a question, in the order given."""
     lengths = [len(history) for history in histories]
@@ -96,8 +122,18 @@ def query_of(
         visible=np.array(lengths, np.int64),
         now=np.array([at or 0 for at in now], np.int64),
         quantiles=quantiles,
+        candidates=candidates,
     )
     return context_of(histories), query
+
+
+def candidates_of(lists: Sequence[Sequence[str]]) -> Candidates:
+    """[B, C] of B lists, the shorter ones padded."""
+    shape = (len(lists), max(map(len, lists)))
+    item, mask = np.full(shape, None, np.object_), np.zeros(shape, np.bool_)
+    for row, names in enumerate(lists):
+        item[row, : len(names)], mask[row, : len(names)] = strings(names), True
+    return Candidates(item=item, mask=mask, log_q=np.zeros(shape))
 
 
 def now_of(question: Question, history: Sequence[SequenceEvent]) -> int | None:

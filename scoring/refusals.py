@@ -60,6 +60,12 @@ class Failed(Trouble):
 
     outcome: Final = "failed"
 
+    @classmethod
+    def not_a_number(cls, where: str) -> Failed:
+        """:param where: which snapshot."""
+        todo = "take the snapshot out of service (`driftline rollback`) and look at its training"
+        return cls("the model's prediction is not a number", where=where, todo=todo)
+
 
 Refusal = Invalid | Unauthorized | Overloaded | NotReady | Expired | Failed
 

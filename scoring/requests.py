@@ -20,7 +20,7 @@ import structlog
 
 from contracts import topics
 from contracts.codec import encode
-from contracts.scoring import ScoreAnswer, ScoreCall, ScoreFailure, ScoreResult
+from contracts.scoring import Answer, RankingAnswer, RankingResult, ScoreAnswer, ScoreCall, ScoreFailure, ScoreResult
 from runtime import metrics
 from runtime.exchange import Exchange, Incoming
 from runtime.kafka import KafkaConfig
@@ -46,12 +46,12 @@ class _Call:
     incoming: Incoming
     id: str
     call: ScoreCall | None
-    reply: ScoreAnswer | Refusal | None = None
+    reply: Answer | Refusal | None = None
     again_at: float = 0.0
     """time.monotonic() of the next try; inf: it is in the engine's hands."""
 
 
-Done = SimpleQueue[tuple[_Call, ScoreAnswer | Refusal]]
+Done = SimpleQueue[tuple[_Call, Answer | Refusal]]
 
 
 class Requests:
@@ -152,7 +152,7 @@ class Requests:
                 return
 
 
-def _tell(done: Done, call: _Call, reply: ScoreAnswer | Refusal) -> None:
+def _tell(done: Done, call: _Call, reply: Answer | Refusal) -> None:
     done.put((call, reply))
 
 
@@ -185,10 +185,12 @@ def _outcome(call: _Call) -> Literal["answered", "invalid", "expired", "failed"]
     return reply.outcome if isinstance(reply, Invalid | Expired | Failed) else "answered"
 
 
-def _record(call: _Call) -> ScoreResult | ScoreFailure:
+def _record(call: _Call) -> ScoreResult | RankingResult | ScoreFailure:
     reply = call.reply
     if isinstance(reply, ScoreAnswer):
-        return ScoreResult(**{name: getattr(reply, name) for name in reply.__struct_fields__})
+        return ScoreResult(**msgspec.structs.asdict(reply))
+    if isinstance(reply, RankingAnswer):
+        return RankingResult(**msgspec.structs.asdict(reply))
     assert isinstance(reply, Invalid | Expired | Failed), "other refusals are tried again"
     return ScoreFailure(
         request_id=call.id,

@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Generic, Protocol, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
+from learners.ranking.published import Published
+from scoring import interests
+from scoring.interests import Interest
+from scoring.questions import Question
 from scoring.refusals import NotReady
 from storage import sequences, serving
 from storage.engine import mapped_errors
+from storage.offsets import Cursor
 from storage.sequences import HistoryAsk, SequenceEvent
 from storage.serving import Standing
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class Seen(Generic[T]):
     """User state as of one watermark."""
 
     standing: Standing
-    histories: list[list[SequenceEvent]]
+    found: list[T]
     """One for each ask."""
 
 
 class StateReader:
-    """Reads user state from the primary."""
+    """Reads user state from the primary, each time with watermark, registry and staleness as the same REPEATABLE READ
+    READ ONLY transaction sees them.
+
+    :raises Unavailable: Postgres is out of reach.
+    :raises NotReady: the server is a standby.
+    """
 
     def __init__(self, postgres: Engine, *, learner: str) -> None:
         self._postgres = postgres.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._learner = learner
 
-    def read(self, asks: Sequence[HistoryAsk]) -> Seen:
-        """Watermark, registry, staleness and histories as one REPEATABLE READ READ ONLY transaction sees them.
+    def histories(self, asks: Sequence[HistoryAsk], *, items_only: bool = False) -> Seen[Sequence[SequenceEvent]]:
+        """Sequences; `items_only` as in `storage.sequences.histories`."""
 
-        :raises Unavailable: Postgres is out of reach.
-        :raises NotReady: the server is a standby.
-        """
+        def read(connection: Connection, cursor: Cursor) -> list[Sequence[SequenceEvent]]:
+            return [*sequences.histories(connection, asks, cursor, items_only=items_only)] if asks else []
+
+        return self._seen(read)
+
+    def interests(self, published: Published, questions: Sequence[Question]) -> Seen[Interest]:
+        """Signature tables of one version of the item vectors, brought to the watermark."""
+        read = partial(interests.read, published=published, learner=self._learner, asks=questions)
+        return self._seen(lambda connection, _: read(connection))
+
+    def _seen(self, read: Callable[[Connection, Cursor], list[T]]) -> Seen[T]:
         with mapped_errors(), self._postgres.connect() as connection:
             standing = serving.standing(connection, self._learner)
-            cursor = {row.stream_id: row.next_offset for row in standing.streams}
-            histories = sequences.histories(connection, asks, cursor) if asks else []
+            found = read(connection, {row.stream_id: row.next_offset for row in standing.streams})
         if standing.standby:
             self._postgres.dispose()  # the next try shall ask anew who is the primary
             raise NotReady(
@@ -47,4 +68,10 @@ class StateReader:
                 where="Postgres",
                 todo="let DRIFTLINE_POSTGRES_URL lead to the primary; then ask again",
             )
-        return Seen(standing=standing, histories=histories)
+        return Seen(standing=standing, found=found)
+
+
+class Read(Protocol):
+    """Has a reader asked, and what it saw noted; see `StateReader` for what is raised."""
+
+    def __call__(self, ask: Callable[[StateReader], Seen[T]]) -> Seen[T]: ...

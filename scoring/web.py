@@ -1,6 +1,6 @@
 """The HTTP edge: the only asynchronous part.
 
-POST /v1/score    ScoreRequest -> ScoreAnswer (contracts/scoring.py), or {"error": {...}}
+POST /v1/score    ScoreRequest -> ScoreAnswer or RankingAnswer (contracts/scoring.py), or {"error": {...}}
 GET  /v1/models   [ModelInfo, ...]: who answers
 GET  /healthz     it answers
 GET  /readyz      200 or 503, with reasons
@@ -24,7 +24,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from contracts.scoring import ModelInfo, ScoreAnswer, ScoreRequest
+from contracts.scoring import Answer, ModelInfo, ScoreRequest
 from runtime import metrics
 from runtime.telemetry import Health
 from scoring.intake import Submit
@@ -71,7 +71,7 @@ def application(
                 reply = await _asked(submit, decode(await _body(request)))
             except (Invalid, Unauthorized, Overloaded, NotReady, Expired) as refusal:
                 reply = refusal
-            if isinstance(reply, ScoreAnswer):
+            if isinstance(reply, Answer):
                 metrics.score_requests.inc(1, "answered", "http")
                 return _json(reply)
             metrics.score_requests.inc(1, reply.outcome, "http")
@@ -117,17 +117,17 @@ def _check_token(request: Request, token: str | None) -> None:
         raise Unauthorized("the token is missing or wrong", where="Authorization", todo="send `Bearer TOKEN`")
 
 
-async def _asked(submit: Submit, request: ScoreRequest) -> ScoreAnswer | Refusal:
+async def _asked(submit: Submit, request: ScoreRequest) -> Answer | Refusal:
     """Hands a request to the engine's thread and waits for its reply."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[ScoreAnswer | Refusal] = loop.create_future()
+    future: asyncio.Future[Answer | Refusal] = loop.create_future()
     started = perf_counter()
 
-    def settle(reply: ScoreAnswer | Refusal) -> None:
+    def settle(reply: Answer | Refusal) -> None:
         if not future.done():
             future.set_result(reply)
 
-    def done(reply: ScoreAnswer | Refusal) -> None:
+    def done(reply: Answer | Refusal) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, reply)
 

@@ -89,12 +89,13 @@ def put(connection: Connection, version: Version, rows: Sequence[StoredSignature
 
 
 def read(connection: Connection, version: Version, users: Sequence[str]) -> dict[str, StoredSignature]:
-    """The users' rows of this version; users without one are absent.
+    """The users' rows of this version. Users without one are absent, and so are those whose bytes are no table.
 
     Read the events in [row's cursor, watermark) in the same transaction (protocol, rule 19).
     """
     found = connection.execute(_READ, {**_key(version), "users": list(dict.fromkeys(users))})
-    return {row.user: _row(row) for row in found}
+    rows = {row.user: _row(row) for row in found}
+    return {user: row for user, row in rows.items() if row is not None}
 
 
 def drop_others(connection: Connection, learner: str, embeddings: Sequence[str]) -> int:
@@ -125,7 +126,10 @@ def _values(row: StoredSignature) -> dict[str, object]:
     }
 
 
-def _row(row: Any) -> StoredSignature:
+def _row(row: Any) -> StoredSignature | None:
+    signatures, buckets, width = row.shape
+    if (len(row.sums), len(row.counts)) != (4 * signatures * buckets * width, 4 * signatures * buckets):
+        return None
     return StoredSignature(
         user=row.user,
         cursor={int(stream): offset for stream, offset in row.cursor.items()},

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from contracts.records import DeadLetterNotice, DriftAlarm, Item, Label, Payment, Progress, Relation, UserEvent
-from contracts.scoring import ScoreCall, ScoreFailure, ScoreResult
+from contracts.scoring import RankingResult, ScoreCall, ScoreFailure, ScoreResult
 
 FOLDER = Path(__file__).parent
 
@@ -20,7 +20,7 @@ FILES: dict[str, Any] = {
     "labels.json": Label,
     "learning.progress.json": Progress,
     "scores.requests.json": ScoreCall,
-    "scores.results.json": ScoreResult | ScoreFailure,
+    "scores.results.json": ScoreResult | RankingResult | ScoreFailure,
     "drift.alarms.json": DriftAlarm,
     "events.dlq.json": DeadLetterNotice,
 }

@@ -178,16 +178,19 @@ def serve(world: World) -> Iterator[Serve]:
     """Call it with settings: a running server, awaited until ready unless `ready=False`. `kafka`: answers there too."""
     with ExitStack() as servers:
         yield lambda *, ready=True, kafka=None, **settings: servers.enter_context(
-            _served(world, ready, settings, kafka)
+            served(world.url, world.folder, ready, settings, kafka)
         )
 
 
 @contextmanager
-def _served(world: World, ready: bool, settings: dict[str, Any], kafka: KafkaConfig | None) -> Iterator[Running]:
+def served(
+    url: str, folder: Path, ready: bool, settings: dict[str, Any], kafka: KafkaConfig | None = None
+) -> Iterator[Running]:
+    """A `score` over this database and these snapshots, while the block runs."""
     stop, failures = Stop(), list[BaseException]()
     score = Score(
-        postgres_url=world.url,
-        snapshots=world.folder,
+        postgres_url=url,
+        snapshots=folder,
         settings=ScoreSettings(port=0, poll_s=0.05, **settings),
         health=Health("score"),
         stop=stop,

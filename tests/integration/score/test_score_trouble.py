@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         (b'{"user_id": "a", "quantile": [0.5]}', "unknown field `quantile`"),
         (b'{"user_id": "a", "quantiles": [1.0]}', "$.quantiles[0]"),
         (b'{"user_id": "a", "at": "2026-01-01T00:00:00"}', "timezone"),
-        (b'{"user_id": "' + b"a" * 70_000 + b'"}', "more than 65536 bytes"),
+        (b'{"user_id": "' + b"a" * 300_000 + b'"}', "more than 262144 bytes"),
     ],
 )
 def test_a_request_that_cannot_be_understood_is_told_why(unserved: httpx.Client, body: bytes, said: str) -> None:
@@ -170,17 +170,17 @@ def test_user_state_is_read_in_one_repeatable_read_transaction_that_cannot_write
 ) -> None:
     real, seen = sequences.histories, []
 
-    def histories(connection: Connection, *given: Any) -> Any:
+    def histories(connection: Connection, *given: Any, **named: Any) -> Any:
         settings = ("transaction_isolation", "transaction_read_only")
         seen.append([connection.scalar(text(f"SHOW {name}")) for name in settings])
         world.add((people[0], 999.0, "type-1"))  # committed behind the snapshot of this transaction
-        return real(connection, *given)
+        return real(connection, *given, **named)
 
     monkeypatch.setattr(sequences, "histories", histories)
     reader = StateReader(open_engine(world.url, application_name="test", pooled=True), learner="prompttpp")
-    found = reader.read([HistoryAsk(user=people[0], before=2**62, last_n=8)])
+    seen_state = reader.histories([HistoryAsk(user=people[0], before=2**62, last_n=8)])
     assert seen == [["repeatable read", "on"]]
-    assert len(found.histories[0]) == 1
+    assert len(seen_state.found[0]) == 1
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_request_is_counted_and_forgotten(

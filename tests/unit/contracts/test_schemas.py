@@ -13,7 +13,16 @@ from contracts import topics
 from contracts.codec import encode, topic_of
 from contracts.records import DeadLetterNotice, DriftAlarm, DriftWindow, LossSum, Progress, Record
 from contracts.schemas import FILES, FOLDER, schema_of
-from contracts.scoring import NextEventQuantile, ScoreCall, ScoreFailure, ScoreResult, StreamPosition, TypeProbability
+from contracts.scoring import (
+    NextEventQuantile,
+    RankedItem,
+    RankingResult,
+    ScoreCall,
+    ScoreFailure,
+    ScoreResult,
+    StreamPosition,
+    TypeProbability,
+)
 from tests.unit.contracts.test_codec import EXAMPLES
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -108,8 +117,31 @@ def test_encoded_records_satisfy_their_schema(record: Record) -> None:
 
 def test_so_do_a_question_on_kafka_and_the_reason_why_it_has_no_answer() -> None:
     validate(topics.REQUESTS, json.loads(encode(ScoreCall(user_id="ann", deadline=AT))))
+    validate(topics.REQUESTS, json.loads(encode(ScoreCall(user_id="ann", candidates=("a", "b"), top=1))))
     failure = ScoreFailure(request_id="q-1", user_id=None, reason="invalid", message="m", where="w", todo="t")
     validate(topics.RESULTS, json.loads(encode(failure)))
+
+
+def test_so_does_a_ranking() -> None:
+    ranking = RankingResult(
+        user_id="ann",
+        request_id="q-1",
+        learner="l",
+        learner_version="1",
+        snapshot_id="l-1-0000000002",
+        snapshot_step=2,
+        asked_at=AT,
+        events_seen=1,
+        last_event_at=AT,
+        ranking=[RankedItem(item_id="a", logit=0.5, probability=1.0, known=True)],
+        candidates=1,
+        embedding="3-0123456789abcdef",
+        state="topped_up",
+        topped_up=2,
+        watermark=[StreamPosition(topic="labels", partition=0, topic_id="x", next_offset=1)],
+        staleness_seconds=None,
+    )
+    validate(topics.RESULTS, json.loads(encode(ranking)))
 
 
 @pytest.mark.parametrize("topic", OTHERS)

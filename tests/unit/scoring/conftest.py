@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from contracts.scoring import ModelInfo
+from learners.build import RANKING
 from learners.protocol import Learner
 from scoring.models import Model
 from storage.registry import Snapshot
@@ -47,5 +48,7 @@ def _model(learner: Learner) -> Model:
         snapshot_created_at=NOW,
         device="cpu",
         sha256="0",
+        answers="ranking" if learner.name in RANKING else "next_event",
+        embedding=None,
     )
     return Model(learner=learner, snapshot=snapshot, info=info)

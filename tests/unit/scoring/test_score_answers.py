@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from contracts.scoring import ScoreRequest
+from contracts.scoring import ScoreAnswer, ScoreRequest
 from learners.build import build
 from scoring.answers import Outlook, answer
 from scoring.models import Model
 from scoring.questions import question_of
 from scoring.refusals import Failed
-from scoring.state import Seen
 from storage.offsets import Stream, StreamRow
 from storage.serving import Standing
 
@@ -36,9 +35,14 @@ def model(make_model: MakeModel) -> Model:
     return make_model(build("prompttpp", hidden=4, layers=1))
 
 
-def seen(*streams: StreamRow) -> Seen:
-    standing = Standing(standby=False, newest_live=None, streams=list(streams), staleness_s=None)
-    return Seen(standing=standing, histories=[])
+def seen(*streams: StreamRow) -> Standing:
+    return Standing(standby=False, newest_live=None, streams=list(streams), staleness_s=None)
+
+
+def answered(request: ScoreRequest, outlook: Outlook, model: Model, standing: Standing) -> ScoreAnswer:
+    found = answer(request, question_of(request), outlook, model, standing)
+    assert isinstance(found, ScoreAnswer)
+    return found
 
 
 def stream(partition: int, *, retired: bool = False) -> StreamRow:
@@ -48,14 +52,14 @@ def stream(partition: int, *, retired: bool = False) -> StreamRow:
 
 def test_the_most_probable_types_come_first_and_the_rest_is_summed_up(model: Model) -> None:
     request = ScoreRequest(user_id="ann", at=NOW, types=2)
-    found = answer(request, question_of(request), OUTLOOK, model, seen())
+    found = answered(request, OUTLOOK, model, seen())
     assert [(one.type, one.probability) for one in found.next_type] == [("b", 0.4), ("c", 0.4)]
     assert found.other_types == pytest.approx(0.2)
 
 
 def test_the_unknown_type_is_never_named(model: Model) -> None:
     request = ScoreRequest(user_id="ann", at=NOW, types=1000)
-    found = answer(request, question_of(request), OUTLOOK, model, seen())
+    found = answered(request, OUTLOOK, model, seen())
     assert [one.type for one in found.next_type] == ["b", "c", "a"]
     assert found.other_types == pytest.approx(0.1)
 
@@ -63,7 +67,7 @@ def test_the_unknown_type_is_never_named(model: Model) -> None:
 def test_a_time_that_may_never_come_is_null_and_one_beyond_the_calendar_has_seconds_only(model: Model) -> None:
     request = ScoreRequest(user_id="ann", at=NOW)
     outlook = replace(OUTLOOK, seconds=(60.0, 1e15, float("inf")))
-    first, second, third = answer(request, question_of(request), outlook, model, seen()).next_event
+    first, second, third = answered(request, outlook, model, seen()).next_event
     assert (first.seconds, first.at) == (60.0, NOW + timedelta(seconds=60))
     assert (second.seconds, second.at) == (1e15, None)
     assert (third.seconds, third.at) == (None, None)
@@ -71,7 +75,7 @@ def test_a_time_that_may_never_come_is_null_and_one_beyond_the_calendar_has_seco
 
 def test_retired_streams_are_left_out_of_the_watermark(model: Model) -> None:
     request = ScoreRequest(user_id="ann", at=NOW)
-    found = answer(request, question_of(request), OUTLOOK, model, seen(stream(0, retired=True), stream(1)))
+    found = answered(request, OUTLOOK, model, seen(stream(0, retired=True), stream(1)))
     assert [(one.partition, one.next_offset) for one in found.watermark] == [(1, 11)]
 
 
@@ -85,5 +89,6 @@ def test_retired_streams_are_left_out_of_the_watermark(model: Model) -> None:
 )
 def test_what_is_no_number_never_leaves(model: Model, outlook: Outlook) -> None:
     request = ScoreRequest(user_id="ann", at=NOW)
-    with pytest.raises(Failed, match="prompttpp-1-0000000001"):
-        answer(request, question_of(request), outlook, model, seen())
+    refused = answer(request, question_of(request), outlook, model, seen())
+    assert isinstance(refused, Failed)
+    assert "prompttpp-1-0000000001" in refused.where

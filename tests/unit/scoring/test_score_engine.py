@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,11 +19,11 @@ from learners.protocol import Losses, Needs, Prediction, Report, State
 from scoring.engine import Engine
 from scoring.intake import Intake
 from scoring.models import Model, device_for
-from scoring.refusals import Failed, NotReady, Refusal
+from scoring.refusals import Failed, Invalid, NotReady, Refusal
 from scoring.shelf import Shelf
 from scoring.state import Seen, StateReader
 from storage.engine import Unavailable
-from storage.sequences import HistoryAsk
+from storage.sequences import HistoryAsk, SequenceEvent
 from storage.serving import Standing
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class StubLearner:
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
         raise NotImplementedError
 
+    def forget(self, users: Container[str]) -> None:
+        raise NotImplementedError
+
     def state(self) -> State:
         raise NotImplementedError
 
@@ -75,12 +78,12 @@ class StubReader:
     trouble: Callable[[Sequence[HistoryAsk]], Exception | None] = lambda asks: None
     reads: list[list[str]] = field(default_factory=list)
 
-    def read(self, asks: Sequence[HistoryAsk]) -> Seen:
+    def histories(self, asks: Sequence[HistoryAsk], *, items_only: bool = False) -> Seen[Sequence[SequenceEvent]]:
         self.reads.append([ask.user for ask in asks])
         if error := self.trouble(asks):
             raise error
         standing = Standing(standby=False, newest_live=None, streams=[], staleness_s=None)
-        return Seen(standing=standing, histories=[[] for _ in asks])
+        return Seen(standing=standing, found=[[] for _ in asks])
 
 
 @dataclass
@@ -180,6 +183,17 @@ def test_while_postgres_is_away_it_is_asked_seldom_and_everybody_is_told_at_once
         ("user state cannot be read: no route", "Postgres", "ask again: the connection is tried again by itself")
     }
     assert len(reader.reads) < 10
+
+
+def test_a_request_of_the_other_kind_is_refused_alone_and_told_where_to_go(bench: Bench) -> None:
+    with bench(StubReader(), batch=3) as one:
+        first, second, third = one.ask(ask("ann"), ask("bob", candidates=("a",)), ask("cid"))
+    assert isinstance(first, ScoreAnswer)
+    assert isinstance(third, ScoreAnswer)
+    assert isinstance(second, Invalid)
+    assert (second.what, second.where) == ("learner 'stub' ranks no candidates", "$.candidates")
+    assert "--learner sdim" in (second.todo or "")
+    assert [reads for reads in one.reader.reads if reads] == [["ann", "cid"]]
 
 
 def test_without_a_model_requests_are_asked_to_come_again(bench: Bench) -> None:

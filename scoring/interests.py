@@ -1,0 +1,140 @@
+"""A user's past as a ranking needs it: the signature table at the time asked, and the newest behaviours.
+
+The stored row of the version that serves, topped up with the few behaviours that came behind its cursor (protocol,
+rule 17). A long history is read only where there is no such row, or where it does not stand for what is asked: then
+the table is built from the user's sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from sqlalchemy import Connection
+
+from contracts.scoring import UserState
+from learners.batch import Context
+from learners.blocks.signature_table import SignatureTable
+from learners.ranking.published import Published, SignatureRow, StaleRow
+from scoring.questions import Question
+from storage import behaviours, signatures
+from storage.behaviours import BehaviourAsk, Behaviours
+from storage.signatures import StoredSignature, Version
+
+_PORTION: Final = 2**18
+"""Behaviours asked for in one statement: bounds the memory of many long histories built anew at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interest:
+    """The past of one user."""
+
+    table: SignatureTable
+    short: Behaviours
+    """The newest `short_n`."""
+    state: UserState
+    topped_up: int
+    """Behaviours added to the stored row."""
+
+    @property
+    def events(self) -> int:
+        """Behaviours in the table."""
+        return int(self.table.counts[0].sum())
+
+    @property
+    def last_at(self) -> int | None:
+        """Event time of the newest behaviour, microseconds since 1970; None: there is none."""
+        return int(self.short.at[-1]) if len(self.short) else None
+
+
+def read(connection: Connection, *, published: Published, learner: str, asks: Sequence[Question]) -> list[Interest]:
+    """One interest a question, of all that this transaction sees.
+
+    :param published: the version that serves; rows of others are as if they were not there.
+    """
+    version = Version(learner=learner, embedding=published.embedding, hash_id=published.hash_id)
+    rows = signatures.read(connection, version, [ask.user for ask in asks])
+    c = published.config
+    seen = _behaviours(
+        connection,
+        [
+            BehaviourAsk(user=ask.user, before=ask.before, newest=c.short_n, behind=rows[ask.user].cursor)
+            if ask.user in rows
+            else BehaviourAsk(user=ask.user, before=ask.before, newest=c.last_n)
+            for ask in asks
+        ],
+    )
+    found = [
+        _topped_up(published, ask, rows[ask.user], events) if ask.user in rows else _built(published, events)
+        for ask, events in zip(asks, seen, strict=True)
+    ]
+    stale = [
+        BehaviourAsk(user=a.user, before=a.before, newest=c.last_n) for a, i in zip(asks, found, strict=True) if not i
+    ]
+    whole = iter(_behaviours(connection, stale))
+    return [interest or _built(published, next(whole)) for interest in found]
+
+
+def context_of(shorts: Sequence[Behaviours]) -> Context:
+    """One stack a user, of which a ranking by tables reads nothing but times and items."""
+    count = sum(map(len, shorts))
+    nothing, zeros = np.full(count, None, np.object_), np.zeros(count, np.int64)
+    return Context(
+        offsets=np.cumsum([0, *map(len, shorts)], dtype=np.int64),
+        at=np.concatenate([short.at for short in shorts]),
+        kind=nothing,
+        type=nothing,
+        item=np.concatenate([short.item for short in shorts]),
+        amount=zeros,
+        currency=nothing,
+        other=nothing,
+        role=nothing,
+        key=zeros,
+    )
+
+
+def _behaviours(connection: Connection, asks: Sequence[BehaviourAsk]) -> Iterator[Behaviours]:
+    """In portions, one in memory at a time."""
+    start = 0
+    while start < len(asks):
+        end, wanted = start + 1, asks[start].newest
+        while end < len(asks) and wanted + asks[end].newest <= _PORTION:
+            wanted += asks[end].newest
+            end += 1
+        yield from behaviours.read(connection, asks[start:end])
+        start = end
+
+
+def _topped_up(published: Published, ask: Question, row: StoredSignature, seen: Behaviours) -> Interest | None:
+    """None: the row does not stand for what is asked."""
+    c = published.config
+    if row.sums.shape != (c.signatures, c.buckets, c.width):
+        return None
+    stored = SignatureRow(
+        user=row.user,
+        embedding=published.embedding,
+        hash_id=published.hash_id,
+        table=SignatureTable(sums=row.sums, counts=row.counts),
+        events=row.events,
+        last_at=row.last_at,
+        oldest=row.oldest,
+    )
+    later = list(zip(seen.at[seen.behind].tolist(), seen.item[seen.behind].tolist(), strict=True))
+    try:
+        table = published.moved_on(stored, later, now=ask.before)
+    except StaleRow:
+        return None
+    state: UserState = "topped_up" if later else "met"
+    return Interest(table=table, short=seen.newest(c.short_n), state=state, topped_up=len(later))
+
+
+def _built(published: Published, seen: Behaviours) -> Interest:
+    """From the user's sequence."""
+    return Interest(
+        table=published.table(seen.item.tolist()),
+        short=seen.newest(published.config.short_n),
+        state="rebuilt" if len(seen) else "empty",
+        topped_up=0,
+    )
