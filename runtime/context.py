@@ -7,37 +7,35 @@ from collections.abc import Sequence
 import numpy as np
 
 from learners.batch import Context, Strings
-from storage import sequences
-from storage.sequences import SequenceEvent
+from storage import arrays
+from storage.history import PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART, USER, History, SequenceEvent
 
-KIND_NAMES = {
-    sequences.USER: "user",
-    sequences.PAYMENT: "payment",
-    sequences.RELATION_ACTOR: "relation",
-    sequences.RELATION_COUNTERPART: "relation",
-}
+strings = arrays.strings
+KIND_NAMES = {USER: "user", PAYMENT: "payment", RELATION_ACTOR: "relation", RELATION_COUNTERPART: "relation"}
+_KINDS = strings([KIND_NAMES.get(kind) for kind in range(max(KIND_NAMES) + 1)])
+_ROLES = strings(["counterpart" if kind == RELATION_COUNTERPART else "actor" for kind in range(len(_KINDS))])
 
 
 def context_of(stacks: Sequence[Sequence[SequenceEvent]]) -> Context:
     """One stack a history, in the order given."""
-    events = [event for stack in stacks for event in stack]
-    acted_on = sequences.RELATION_COUNTERPART
+    parts = [stack for stack in stacks if isinstance(stack, History)]
+    if not parts or len(parts) != len(stacks):
+        parts = [History.of(event for stack in stacks for event in stack)]
+    kinds = np.concatenate([part.kind for part in parts])  # [E]
     return Context(
         offsets=np.cumsum([0, *(len(stack) for stack in stacks)]).astype(np.int64),
-        at=np.array([event.at for event in events], np.int64),
-        kind=strings([KIND_NAMES[event.kind] for event in events]),
-        type=strings([event.type for event in events]),
-        item=strings([event.item for event in events]),
-        amount=np.array([event.amount or 0 for event in events], np.int64),
-        currency=strings([event.currency for event in events]),
-        other=strings([event.other for event in events]),
-        role=strings(["counterpart" if event.kind == acted_on else "actor" for event in events]),
-        key=np.array([event.key for event in events], np.int64),
+        at=np.concatenate([part.at for part in parts]),
+        kind=_KINDS[kinds],
+        type=_joined([part.type for part in parts]),
+        item=_joined([part.item for part in parts]),
+        amount=np.concatenate([part.amount for part in parts]),
+        currency=_joined([part.currency for part in parts]),
+        other=_joined([part.other for part in parts]),
+        role=_ROLES[kinds],
+        key=np.concatenate([part.key for part in parts]),
     )
 
 
-def strings(values: Sequence[str | None]) -> Strings:
-    """An array of objects: numpy would cut or pad its own string type."""
-    array = np.empty(len(values), np.object_)
-    array[:] = values
-    return array
+def _joined(columns: Sequence[Strings]) -> Strings:
+    joined: Strings = np.concatenate(columns)
+    return joined

@@ -48,6 +48,13 @@ def check_server(connection: Connection) -> None:
         raise TooOld(f"PostgreSQL {version} answers; Driftline needs {MINIMUM_SERVER_VERSION} or newer")
 
 
+def driver(connection: Connection) -> psycopg.Connection:
+    """The psycopg connection below SQLAlchemy's, for COPY and for results in binary."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, psycopg.Connection)
+    return raw
+
+
 @contextmanager
 def mapped_errors() -> Iterator[None]:
     """Turns the driver's errors that mean "gone, or unsure" into `Unavailable`; the others pass.

@@ -9,45 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
-import psycopg
 import pyarrow as pa
 from pgpq import ArrowToPostgresBinaryEncoder
 from sqlalchemy import Connection, text
 
-from contracts import topics
-from contracts.identity import event_key
+from storage import histories as columnar
+from storage.engine import driver
+from storage.histories import HistoryAsk, below
+from storage.history import (
+    KIND_OF_TOPIC,
+    PAYMENT,
+    RELATION_ACTOR,
+    RELATION_COUNTERPART,
+    USER,
+    History,
+    SequenceEvent,
+)
 from storage.offsets import Claim, Cursor
 from storage.vocabulary import Space, Vocabulary
 
-USER, PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART = 1, 2, 3, 4
-"""Values of user_segment.kind."""
-
-KIND_OF_TOPIC = {topics.USER: USER, topics.PAYMENT: PAYMENT, topics.RELATIONAL: RELATION_ACTOR}
-"""Topics whose records stand in sequences, and as what in their own user's."""
-
-
-class SequenceEvent(NamedTuple):
-    """An event in a user's sequence. The leading five fields are the sort order of sequences."""
-
-    at: int
-    """Event time, microseconds since 1970."""
-    event_id: str
-    topic: str
-    partition: int
-    offset: int
-    stream_id: int
-    kind: int
-    type: str
-    item: str | None
-    amount: int | None
-    """Millionths of the currency unit."""
-    currency: str | None
-    other: str | None
-    key: int
-    """64-bit digest of the event's identity."""
+__all__ = [
+    "KIND_OF_TOPIC",
+    "PAYMENT",
+    "RELATION_ACTOR",
+    "RELATION_COUNTERPART",
+    "USER",
+    "History",
+    "HistoryAsk",
+    "NewEvents",
+    "SequenceEvent",
+    "append",
+    "confirmed",
+    "driver",
+    "histories",
+    "newest_event_at",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,65 +60,10 @@ class NewEvents:
     """log.EVENT_ROWS."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HistoryAsk:
-    """Whose history, and what it may see: at most `last_n` events strictly before `before`."""
-
-    user: str
-    before: int
-    """Event time, microseconds since 1970."""
-    last_n: int
-
-
 _COPY = (
     "COPY user_segment (user_id, stream_id, first_offset, epoch, at, kind, type, item, amount, currency, other,"
     " event_id, stream, position) FROM STDIN (FORMAT binary)"
 )
-
-_HISTORIES = text("""
-    WITH below AS MATERIALIZED (
-        SELECT c.stream, c.next_offset, f.topic, f.partition
-        FROM unnest(CAST(:streams AS int[]), CAST(:offsets AS bigint[])) AS c(stream, next_offset)
-        JOIN stream_offset f ON f.stream_id = c.stream
-    )
-    SELECT a.n, e.at, e.event_id, e.topic, e.partition, e.position,
-           e.stream, e.kind, t.value AS type, i.value AS item, e.amount, c.value AS currency, o.value AS other
-    FROM unnest(CAST(:users AS text[]), CAST(:befores AS bigint[]), CAST(:last_ns AS int[])) WITH ORDINALITY
-         AS a(user_id, before, last_n, n)
-    -- A look-up per ask: joined, a vocabulary not yet analysed is scanned whole for each of them.
-    CROSS JOIN LATERAL (SELECT id FROM vocabulary WHERE space = 1 AND value = a.user_id) AS u
-    -- Sealed rows say what they hold. Of those wholly visible, the newest with `last_n` events between them tell from
-    -- when on an event may be among the last: older rows are not opened. Rows of batches always are.
-    CROSS JOIN LATERAL (
-        SELECT coalesce(max(r.first_at), -9223372036854775808) AS at
-        FROM (
-            SELECT s.first_at, sum(s.events) OVER (ORDER BY s.first_at DESC) AS events
-            FROM user_segment s
-            WHERE s.user_id = u.id AND s.stream_id = 0 AND s.last_at < a.before AND NOT CAST(:items_only AS bool)
-              AND NOT EXISTS (SELECT FROM unnest(s.streams, s.ends) AS h(stream, next)
-                              LEFT JOIN below b ON b.stream = h.stream WHERE coalesce(b.next_offset, 0) < h.next)
-        ) r
-        WHERE r.events >= a.last_n
-    ) AS since
-    CROSS JOIN LATERAL (
-        SELECT e.*, b.topic, b.partition
-        FROM user_segment s
-        CROSS JOIN LATERAL unnest(s.at, s.kind, s.type, s.item, s.amount, s.currency, s.other,
-                                  s.event_id, s.stream, s.position)
-             AS e(at, kind, type, item, amount, currency, other, event_id, stream, position)
-        JOIN below b ON b.stream = e.stream
-        WHERE s.user_id = u.id AND (s.last_at IS NULL OR (s.last_at >= since.at AND s.first_at < a.before))
-          AND e.position < b.next_offset AND e.at >= since.at
-          AND e.at < a.before AND (e.item IS NOT NULL OR NOT CAST(:items_only AS bool))
-        ORDER BY e.at DESC, e.event_id COLLATE "C" DESC, b.topic COLLATE "C" DESC, b.partition DESC, e.position DESC
-        LIMIT a.last_n
-    ) e
-    JOIN vocabulary t ON t.id = e.type
-    LEFT JOIN vocabulary i ON i.id = e.item
-    LEFT JOIN vocabulary c ON c.id = e.currency
-    LEFT JOIN vocabulary o ON o.id = e.other
-    ORDER BY a.n, e.at, e.event_id COLLATE "C", e.topic COLLATE "C", e.partition, e.position
-""")
 
 _NEWEST = text("""
     SELECT max(e.at)
@@ -163,26 +106,13 @@ def append(connection: Connection, batch: Sequence[NewEvents], vocabulary: Vocab
 def histories(
     connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor, *, items_only: bool = False
 ) -> list[list[SequenceEvent]]:
-    """One history an ask, sorted; all from one statement.
-
-    :param items_only: events without an item are passed over, and count towards no `last_n`.
-    """
-    found: list[list[SequenceEvent]] = [[] for _ in asks]
-    values = {
-        "users": [ask.user for ask in asks],
-        "befores": [ask.before for ask in asks],
-        "last_ns": [ask.last_n for ask in asks],
-        "items_only": items_only,
-        **_below(cursor),
-    }
-    for n, *event in connection.execute(_HISTORIES, values):
-        found[n - 1].append(_event(asks[n - 1].user, event))
-    return found
+    """`storage.histories.read` with an object an event, for those who change what they read."""
+    return [list(history) for history in columnar.read(connection, asks, cursor, items_only=items_only)]
 
 
 def newest_event_at(connection: Connection, user: str, cursor: Cursor) -> int | None:
     """Event time of a user's newest event below the cursor, in microseconds; None = there is none."""
-    newest: int | None = connection.scalar(_NEWEST, {"user": user, **_below(cursor)})
+    newest: int | None = connection.scalar(_NEWEST, {"user": user, **below(cursor)})
     return newest
 
 
@@ -202,23 +132,6 @@ def confirmed(connection: Connection, candidates: Mapping[int, tuple[int, int, i
         "event_ids": event_ids,
     }
     return {numbers[row.n - 1] for row in connection.execute(_CONFIRM, values)}
-
-
-def driver(connection: Connection) -> psycopg.Connection:
-    """The psycopg connection below SQLAlchemy's, for COPY."""
-    raw = connection.connection.driver_connection
-    assert isinstance(raw, psycopg.Connection)
-    return raw
-
-
-def _event(user: str, columns: Sequence[Any]) -> SequenceEvent:
-    _, event_id, topic, *_, kind, _, _, _, _, other = columns
-    actor = other if kind == RELATION_COUNTERPART else user
-    return SequenceEvent._make((*columns, event_key(topic, actor, event_id)))
-
-
-def _below(cursor: Cursor) -> dict[str, list[int]]:
-    return {"streams": list(cursor), "offsets": list(cursor.values())}
 
 
 def _segments(events: NewEvents, vocabulary: Vocabulary) -> pa.RecordBatch:

@@ -6,15 +6,18 @@ from threading import Event, Thread
 
 import psycopg
 import pytest
+import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts import topics
 from contracts.identity import event_key
 from contracts.records import Payment, Record, Relation, UserEvent
-from storage import sequences
+from storage import erasure, histories, names, sequences
+from storage.erasure import Erased
+from storage.names import Gone
 from storage.sequences import HistoryAsk, SequenceEvent
-from tests.integration.feeding import START_MS, event, key_of, payment, query, relation
+from tests.integration.feeding import START_MS, engine_of, event, key_of, payment, query, relation
 from tests.integration.owning import MakeOwner, Owner, Place, message, stream
 
 USERS = ["ann", "bob", "cid"]
@@ -23,7 +26,12 @@ BASE_US = START_MS * 1000
 
 
 def model(
-    stored: list[tuple[Place, int, Record]], ids: dict[Place, int], ask: HistoryAsk, cursor: dict[int, int]
+    stored: list[tuple[Place, int, Record]],
+    ids: dict[Place, int],
+    ask: HistoryAsk,
+    cursor: dict[int, int],
+    *,
+    items_only: bool = False,
 ) -> list[SequenceEvent]:
     """What a history is, in Python: below the cursor, before the time, sorted, the last n."""
     found = []
@@ -34,6 +42,8 @@ def model(
         at = BASE_US + round((record.occurred_at.timestamp() - START_MS / 1000) * 1_000_000)
         for role, user in enumerate([key_of(record), getattr(record, "counterpart_id", None)]):
             if user != ask.user or at >= ask.before:
+                continue
+            if items_only and getattr(record, "item_id", None) is None:
                 continue
             paid = isinstance(record, Payment)
             other = getattr(record, "payee_id", None)
@@ -61,10 +71,10 @@ def model(
 
 seconds = st.integers(0, 4)  # few, so that ties are common
 users = st.sampled_from(USERS)
-names = st.sampled_from(["click", "Zoo", "été", "a", "B", "_", "\U0001f600"])
+words = st.sampled_from(["click", "Zoo", "été", "a", "B", "_", "\U0001f600"])
 batches = st.lists(
     st.dictionaries(
-        st.sampled_from(PLACES), st.lists(st.tuples(names, users, users, seconds), min_size=1, max_size=5), min_size=1
+        st.sampled_from(PLACES), st.lists(st.tuples(words, users, users, seconds), min_size=1, max_size=5), min_size=1
     ),
     min_size=1,
     max_size=5,
@@ -123,8 +133,10 @@ def test_a_history_is_what_the_model_says(
         cursor = everything if below is None else {ids[place]: offset for place, offset in below.items()}
         with reading.connection.begin():
             found = sequences.histories(reading.connection, wanted, cursor)
+            chosen = histories.read(reading.connection, wanted, cursor, items_only=True)
             newest = [sequences.newest_event_at(reading.connection, ask.user, cursor) for ask in wanted]
         assert found == [model(stored, ids, ask, cursor) for ask in wanted]
+        assert [list(h) for h in chosen] == [model(stored, ids, ask, cursor, items_only=True) for ask in wanted]
         for ask, at in zip(wanted, newest, strict=True):
             last = model(stored, ids, HistoryAsk(user=ask.user, before=2**62, last_n=1), cursor)
             assert at == (last[0].at if last else None)
@@ -173,10 +185,49 @@ def test_a_history_is_whole_while_segments_are_being_sealed(database: str, owner
     try:
         for _ in range(60):
             with one.connection.begin():
-                histories = sequences.histories(one.connection, asks, {claim.stream_id: rounds})
-            assert [len(history) for history in histories] == [rounds, rounds]
-            assert [e.event_id for e in histories[0]] == [e.event_id for e in histories[1]]
+                found = sequences.histories(one.connection, asks, {claim.stream_id: rounds})
+            assert [len(history) for history in found] == [rounds, rounds]
+            assert [e.event_id for e in found[0]] == [e.event_id for e in found[1]]
     finally:
         stop.set()
         sealer.join()
     assert stream(topics.RELATIONAL) == claim.stream
+
+
+def test_who_is_erased_while_a_history_is_read_is_not_in_it(database: str, owner: MakeOwner) -> None:
+    one = owner((topics.RELATIONAL, 0))
+    one.write_events(relation("r1", "ann", "bob", 1), relation("r2", "ann", "cid", 2), topic=topics.RELATIONAL)
+    [claim] = one.claims.values()
+    erased = list[Erased]()
+    with engine_of(database).connect() as connection:
+
+        @sqlalchemy.event.listens_for(connection, "before_cursor_execute")
+        def _between_rows_and_strings(_: object, __: object, statement: str, *rest: object) -> None:
+            if "FROM vocabulary" in statement and not erased:
+                erased.append(erasure.erase(engine_of(database), ["bob"]))
+
+        [found] = histories.read(connection, [HistoryAsk(user="ann", before=2**62, last_n=9)], {claim.stream_id: 2})
+    assert [event.other for event in found] == ["cid"]
+
+
+def test_a_string_that_is_missing_is_told_and_not_passed_over(database: str, owner: MakeOwner) -> None:
+    one = owner()
+    one.write_events(event("e1"))
+    [claim] = one.claims.values()
+    query(database, "DELETE FROM vocabulary WHERE value = 'click'")
+    with one.connection.begin(), pytest.raises(Gone, match="vocabulary does not hold"):
+        histories.read(one.connection, [HistoryAsk(user="ann", before=2**62, last_n=9)], {claim.stream_id: 1})
+
+
+def test_strings_are_remembered_no_further_than_their_limit(
+    database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "REMEMBERED", 5)
+    one = owner()
+    one.write_events(*(event(f"e{n}", at=n, type=f"type-{n}") for n in range(12)))
+    [claim] = one.claims.values()
+    with one.connection.begin():
+        for n in (4, 12, 8, 12):
+            ask = HistoryAsk(user="ann", before=BASE_US + n * 1_000_000, last_n=4)
+            [found] = histories.read(one.connection, [ask], {claim.stream_id: 12})
+            assert found.type.tolist() == [f"type-{m}" for m in range(n - 4, n)]

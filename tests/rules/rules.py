@@ -30,13 +30,13 @@ _KAFKA = f"{_I}test_ingest_kafka.py::"
 _VOCABULARY = f"{_I}test_storage_vocabulary.py::"
 _CHECKS = "tests/unit/streams/test_positions.py::"
 
-_TWO_STATEMENTS = """    keys = "s.user_id, s.stream_id, s.first_offset, s.epoch"
-    seen = connection.execute(text(f"SELECT {keys} FROM user_segment s")).all()
-    arrays = "CAST(:c0 AS bigint[]), CAST(:c1 AS int[]), CAST(:c2 AS bigint[]), CAST(:c3 AS bigint[])"
-    only = f"WHERE ({keys}) IN (SELECT * FROM unnest({arrays})) AND s.user_id = u.id"
-    second = text(_HISTORIES.text.replace("WHERE s.user_id = u.id", only))
-    values |= {f"c{i}": [row[i] for row in seen] for i in range(4)}
-    for n, *event in connection.execute(second, values):"""
+_TWO_STATEMENTS = """        keys = "s.user_id, s.stream_id, s.first_offset, s.epoch"
+        seen = raw.execute(f"SELECT {keys} FROM user_segment s".encode()).fetchall()
+        of_rows = "%(c0)s::bigint[], %(c1)s::int[], %(c2)s::bigint[], %(c3)s::bigint[]"
+        only = f"ON ({keys}) IN (SELECT * FROM unnest({of_rows})) AND s.user_id = u.id"
+        second = _ROWS.replace("ON s.user_id = u.id", only).encode()
+        values = {**values, **{f"c{i}": [row[i] for row in seen] for i in range(4)}}
+        result = reader.execute(second, values).pgresult"""
 
 INGEST_RULES: tuple[Rule, ...] = (
     Rule(
@@ -421,8 +421,8 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=11,
         says="a history is read in one statement",
         tests=(f"{_I}test_storage_histories.py::test_a_history_is_whole_while_segments_are_being_sealed",),
-        file="storage/sequences.py",
-        off=(("    for n, *event in connection.execute(_HISTORIES, values):", _TWO_STATEMENTS),),
+        file="storage/histories.py",
+        off=(("        result = reader.execute(_ROWS, values).pgresult", _TWO_STATEMENTS),),
     ),
 )
 """Rules 1 to 11, as far as `ingest` and readers keep them."""
