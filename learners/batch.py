@@ -5,7 +5,7 @@ Shape legend, used by every file of this folder:
     B rows of a step      S stacks (shared histories)   E events of all stacks together
     L history length      K event types                 D width
     H heads               Q quantiles                   M prompts of a pool
-    C candidates of a row G signatures of an item
+    C candidates of a row G signatures of an item F features of a subject
 
 Times are int64 microseconds of UTC since 1970. They are exact there; a learner re-bases them to its own
 stack before it turns them into floats, so that adding a constant to every time changes nothing.
@@ -73,6 +73,19 @@ class Candidates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The events whose outcome is asked for, as they happen: nothing of what came of them is here."""
+
+    amount: Ints
+    """[B] money in millionths of the currency unit."""
+    other: Strings
+    """[B] the other party, or None."""
+    features: Floats
+    """[B, F] what the learner's `Parties` knew when each event was handled. It is kept with the prediction: at
+    maturity nobody could tell it any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Query:
     """What is asked: row `b` stands behind the first `visible[b]` events of stack `stack[b]`."""
 
@@ -90,6 +103,8 @@ class Query:
     candidates: Candidates | None = None
     """What to rank; None where nothing is. In training a `Ranking` of `learners/ranking/candidates.py` fills it in,
     the same for every arm."""
+    subject: Subject | None = None
+    """Whose outcome to predict: the row's own event, at `now`; None where no outcome is asked for."""
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -113,6 +128,9 @@ class TargetKind(StrEnum):
     """The user's next event happened."""
     TICK = "tick"
     """Nothing happened until `at`: a censored gap."""
+    OUTCOME = "outcome"
+    """What came of an earlier event became known at `at`, or the silence about it grew so long that it counts as
+    one: see `y`. The context is that of the event, as it was handled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +158,8 @@ class Target:
     """[B, C] a `Drawn` for each of `Query.candidates`."""
     repeat: Bools | None = None
     """[B] whether the item stands in the history the row may see."""
+    y: Floats | None = None
+    """[B] outcomes, 0 to 1; None for events and ticks."""
 
 
 @dataclass(frozen=True, kw_only=True)

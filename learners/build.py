@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
+from learners.baselines.parties import Parties
+from learners.baselines.rate import OutcomeRate
+from learners.baselines.risk import Risk, RiskConfig
 from learners.cohort import Cohort
 from learners.floors import MarkovFloor
 from learners.models.prompttpp import PromptTPPConfig
@@ -34,12 +37,19 @@ RANKING: Final[Mapping[str, Callable[[SDIMConfig], Learner]]] = {
 }
 """Which items: they are asked about candidates, so their cohorts hold a `Ranking`."""
 
-BUILDERS: Final = frozenset({*NEXT_EVENT, *RANKING})
+OUTCOME: Final[Mapping[str, Callable[[RiskConfig], Learner]]] = {
+    "risk": lambda config: Risk(config),
+    "risk_rate": lambda config: OutcomeRate(config),
+}
+"""What comes of a payment: they learn from late labels, and their cohorts hold the `Parties` to payments."""
+
+BUILDERS: Final = frozenset({*NEXT_EVENT, *RANKING, *OUTCOME})
 """All names."""
 
 REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {
     "prompttpp": ("frozen", "finetune", "markov"),
     "sdim": ("sdim_frozen", "sdim_unclocked", "own_count"),
+    "risk": ("risk_rate",),
 }
 """Arms that run beside each learner by default. "slow" is the control a claim about prompts also needs."""
 
@@ -47,14 +57,16 @@ REFERENCES: Final[Mapping[str, tuple[str, ...]]] = {
 def build(name: str, seed: int = 0, **config: Any) -> Learner:
     """A fresh learner.
 
-    :param config: fields of its family's configuration (`PromptTPPConfig`, or `SDIMConfig` and `RankingConfig`), the
-        same for a learner and its references.
+    :param config: fields of its family's configuration (`PromptTPPConfig`, `RiskConfig`, or `SDIMConfig` and
+        `RankingConfig`), the same for a learner and its references.
     :raises ValueError: no such learner; names the ones there are.
     """
     if name in NEXT_EVENT:
         return NEXT_EVENT[name](PromptTPPConfig(seed=seed, **config))
     if name in RANKING:
         return RANKING[name](_sdim(seed, config))
+    if name in OUTCOME:
+        return OUTCOME[name](RiskConfig(seed=seed, **config))
     raise ValueError(f"no learner {name!r}; there are {', '.join(sorted(BUILDERS))}")
 
 
@@ -64,9 +76,10 @@ def references(name: str, seed: int = 0, **config: Any) -> dict[str, Learner]:
 
 
 def build_cohort(name: str, seed: int = 0, **config: Any) -> Cohort:
-    """A fresh learner with its references, and with what asks them where they rank."""
+    """A fresh learner with its references, and with what asks them where they rank or tell risks."""
     ranking = _ranking(seed, config) if name in RANKING else None
-    return Cohort(build(name, seed, **config), references(name, seed, **config), ranking=ranking)
+    parties = _parties(RiskConfig(seed=seed, **config)) if name in OUTCOME else None
+    return Cohort(build(name, seed, **config), references(name, seed, **config), ranking=ranking, parties=parties)
 
 
 _ASKS: Final = {item.name for item in fields(RankingConfig)}
@@ -79,3 +92,7 @@ def _sdim(seed: int, config: Mapping[str, Any]) -> SDIMConfig:
 
 def _ranking(seed: int, config: Mapping[str, Any]) -> Ranking:
     return Ranking(RankingConfig(seed=seed, **{name: value for name, value in config.items() if name in _ASKS}))
+
+
+def _parties(config: RiskConfig) -> Parties:
+    return Parties(capacity=config.max_parties, prior=config.prior)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+import numpy as np
 import torch
 
-from learners.batch import Batch, Context, Query, Target
+from learners.baselines.measures import log_loss
+from learners.baselines.parties import Parties
+from learners.batch import Batch, Context, Floats, Query, Target
 from learners.coding import below, prefixed
 from learners.protocol import ForeignState, Learner, Losses, Needs, Prediction, Report, State
 from learners.ranking.candidates import Ranking
 
 LEARNER: Final = "learner"
 RANKING: Final = "ranking"
+PARTIES: Final = "parties"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,16 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Issued:
+    """Predictions to keep until the outcomes are known."""
+
+    risks: Floats
+    """[B, A] by arm, in the order of the arms."""
+    features: Floats
+    """[B, F] as in `Subject`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CohortReport:
     """What one step gave, per arm ("learner", "reference.frozen", ..)."""
 
@@ -47,20 +61,30 @@ class CohortReport:
     """The learner's own."""
     retrieved: Mapping[str, int] = field(default_factory=dict)
     """The learner's own, as its `Report` has it."""
+    issued: Issued | None = None
+    """Where the step's events are subjects of outcomes."""
 
 
 class Cohort:
     """Arms in a fixed order: the learner first. Where they rank, one `Ranking` asks all of them the same."""
 
     def __init__(
-        self, learner: Learner, references: Mapping[str, Learner] | None = None, *, ranking: Ranking | None = None
+        self,
+        learner: Learner,
+        references: Mapping[str, Learner] | None = None,
+        *,
+        ranking: Ranking | None = None,
+        parties: Parties | None = None,
     ) -> None:
         """
         :param references: by plain name; a state holds them as "reference.<name>/".
         :param ranking: what asks for candidates; a state holds it as "ranking/".
+        :param parties: what says who takes part in a payment, for arms that predict outcomes; a state holds it as
+            "parties/".
         """
         self.learner: Final = learner
         self.ranking: Final = ranking
+        self.parties: Final = parties
         self.arms: Final[Mapping[str, Learner]] = {
             LEARNER: learner,
             **{f"reference.{name}": arm for name, arm in (references or {}).items()},
@@ -78,7 +102,11 @@ class Cohort:
     def needs(self) -> Needs:
         """Enough for every arm."""
         needs = [arm.needs for arm in self.arms.values()]
-        return Needs(last_n=max(need.last_n for need in needs), items_only=all(need.items_only for need in needs))
+        return Needs(
+            last_n=max(need.last_n for need in needs),
+            items_only=all(need.items_only for need in needs),
+            task=self.learner.needs.task,
+        )
 
     def predict(self, context: Context, query: Query) -> dict[str, Prediction]:
         """Each arm's answer."""
@@ -96,10 +124,31 @@ class Cohort:
     def step(self, batch: Batch) -> CohortReport:
         """Predict, score, learn, for every arm.
 
-        :raises ValueError: the arms rank, and the batch names no users or items; nothing was changed.
+        :raises ValueError: the arms rank, and the batch names no users or items, or they predict outcomes, and it
+            names no users or subjects; nothing was changed.
         """
         census = self.ranking.census(batch) if self.ranking else None
         batch = self.ranking.ask(batch) if self.ranking else batch
+        return self._take(self.parties.ask(batch) if self.parties else batch, census)
+
+    def mature(self, batch: Batch, risks: Floats) -> CohortReport:
+        """Outcomes that became known: predictions as issued are scored, those of today beside them, then learnt.
+
+        :param batch: each subject with its context and features as they were when it was handled.
+        :param risks: [B, A] as issued, by arm.
+        """
+        assert batch.target.y is not None
+        report = self._take(batch, None)
+        issued = log_loss(risks, batch.target.y[:, None]).sum(axis=0)  # [A]
+        headline = {
+            arm: {"risk": Tally(sum=total, count=len(batch))}
+            for arm, total in zip(self.arms, issued.tolist(), strict=True)
+        }
+        losses = {arm: added(headline[arm], found) for arm, found in report.losses.items()}
+        return replace(report, losses=losses, issued=None)
+
+    def _take(self, batch: Batch, census: Batch | None) -> CohortReport:
+        """A batch that is ready to be asked."""
         predictions = self.predict(batch.context, batch.query)
         scores = {arm: tallies(losses) for arm, losses in self.score(predictions, batch.target).items()}
         if census:
@@ -108,12 +157,15 @@ class Cohort:
         actions = [f"{arm}: {action}" for arm, report in reports.items() for action in report.actions]
         if self.ranking:
             actions += [f"{RANKING}: {action}" for action in self.ranking.learn(batch)]
+        if self.parties:
+            self.parties.learn(batch)
         return CohortReport(
             losses=scores,
             trained={arm: report.losses for arm, report in reports.items()},
             actions=tuple(actions),
             prediction=predictions[LEARNER],
             retrieved=reports[LEARNER].retrieved,
+            issued=_issued(predictions, batch.query) if self.parties else None,
         )
 
     @torch.no_grad()
@@ -131,12 +183,18 @@ class Cohort:
             arm.forget(users)
         if self.ranking:
             self.ranking.forget_baskets()
+        if self.parties:
+            self.parties.forget(users)
 
     def state(self) -> State:
-        """All arms in one: names start with "learner/", "reference.<name>/" or "ranking/"."""
-        parts = (prefixed(f"{name}/", arm.state()) for name, arm in self.arms.items())
-        asked = prefixed(f"{RANKING}/", self.ranking.state()) if self.ranking else {}
-        return {name: tensor for part in parts for name, tensor in part.items()} | asked
+        """All arms in one: names start with "learner/", "reference.<name>/", "ranking/" or "parties/"."""
+        parts = (prefixed(f"{name}/", part.state()) for name, part in self._parts.items())
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    @property
+    def _parts(self) -> dict[str, Learner | Ranking | Parties]:
+        asking = {RANKING: self.ranking, PARTIES: self.parties}
+        return {**self.arms, **{name: part for name, part in asking.items() if part is not None}}
 
     def serving_state(self) -> State:
         """The learner's alone, under its own names."""
@@ -148,7 +206,7 @@ class Cohort:
         :raises ForeignState: arms or one arm's tensors differ; no arm was changed.
         """
         found = {name.partition("/")[0] for name in state}
-        parts: dict[str, Learner | Ranking] = {**self.arms, **({RANKING: self.ranking} if self.ranking else {})}
+        parts = self._parts
         if found != set(parts):
             raise ForeignState(f"arms differ: state {sorted(found)}, own {sorted(parts)}")
         before = {name: part.state() for name, part in parts.items()}
@@ -161,9 +219,29 @@ class Cohort:
                 raise ForeignState(f"{name}: {error}") from error
 
 
+def combined(first: CohortReport | None, then: CohortReport | None) -> CohortReport | None:
+    """What a step gave that took events first and outcomes then; either may be missing."""
+    if first is None or then is None:
+        return first or then
+    return replace(
+        first,
+        losses={arm: added(found, then.losses[arm]) for arm, found in first.losses.items()},
+        trained={arm: {**found, **then.trained[arm]} for arm, found in first.trained.items()},
+        actions=(*first.actions, *then.actions),
+    )
+
+
 def added(left: Mapping[str, Tally], right: Mapping[str, Tally]) -> dict[str, Tally]:
     """Sums of both, loss by loss."""
     return {name: left.get(name, Tally()) + right.get(name, Tally()) for name in dict.fromkeys([*left, *right])}
+
+
+def _issued(predictions: Mapping[str, Prediction], query: Query) -> Issued:
+    risks = [prediction.risk for prediction in predictions.values()]
+    assert query.subject is not None
+    assert all(risk is not None for risk in risks)
+    columns = [risk.numpy() for risk in risks if risk is not None]
+    return Issued(risks=np.stack(columns, axis=1), features=query.subject.features)
 
 
 def tallies(losses: Losses) -> dict[str, Tally]:

@@ -35,6 +35,8 @@ class Needs:
     """How many of a user's latest events a history holds."""
     items_only: bool = False
     """Only events that carry an item count towards `last_n`; the others need not be there."""
+    task: str | None = None
+    """Task of the labels it learns, which speak of payments; None: it learns from events alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,9 @@ class Prediction:
     logits: Tensor | None = None
     """[B, C] float64, raw: nothing is subtracted for how a candidate was sampled. 0 where the mask is False. None
     from a learner that does not rank; one that does has no quantiles [B, 0] and no types [B, 0]."""
+    risk: Tensor | None = None
+    """[B] float64 probability of the outcome; None from a learner that predicts none; one that does says nothing
+    about when and of which type."""
     memo: object = field(repr=False)
     """Whatever `score` and `learn` want to use again; nobody else looks inside."""
 
@@ -99,7 +104,8 @@ class Learner(Protocol):
 
     def score(self, prediction: Prediction, target: Target) -> Losses:
         """Next event: losses "time" (-log density of the gap, per second), "type" (-log p(type | gap)), "error" and
-        "survival". Ranking: those of `learners/ranking/measures.py`."""
+        "survival". Ranking: those of `learners/ranking/measures.py`. Outcomes: those of
+        `learners/baselines/measures.py`."""
 
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
         """One step. `prediction` is the answer `predict` gave for the same rows, if there is one."""

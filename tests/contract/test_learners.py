@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from learners import synthetic
-from learners.batch import Batch, Candidates, Drawn, Query, TargetKind
-from learners.build import BUILDERS, NEXT_EVENT, RANKING, build, build_cohort
+from learners.baselines.parties import FEATURES, without_features
+from learners.batch import Batch, Candidates, Drawn, Query, Subject, TargetKind
+from learners.build import BUILDERS, NEXT_EVENT, OUTCOME, RANKING, build, build_cohort
 from learners.coding import from_json_tensor
 from learners.protocol import ForeignState, Learner, Losses, Prediction, ServingOnly, State
 from learners.ranking.candidates import Ranking, RankingConfig
@@ -56,7 +57,15 @@ def make_ranker(request: pytest.FixtureRequest) -> Callable[[], Learner]:
     return builder(request.param)
 
 
+@pytest.fixture(params=sorted(OUTCOME))
+def make_outcome(request: pytest.FixtureRequest) -> Callable[[], Learner]:
+    """The same of those that predict what comes of a payment."""
+    return builder(request.param)
+
+
 def builder(name: str) -> Callable[[], Learner]:
+    if name in OUTCOME:
+        return lambda: build(name, 3, last_n=16)
     small = {"publish_every": 2, "width": 8, "bits": 12, "short_n": 4, "last_n": 64} if name in RANKING else {}
     return lambda: build(name, 3, warmup_events=24, **small)
 
@@ -75,14 +84,35 @@ def items_of(types: Any, keys: Any) -> Any:
 
 
 def named(batch: Batch) -> Batch:
-    """With users and items: what a ranking learner reads of a batch beyond times and types."""
+    """With what learners read beyond times and types: users and items, money and who got it, and outcomes."""
+    shops = [f"shop {key % 4}" for key in batch.context.key]
     return replace(
         batch,
-        context=replace(batch.context, item=items_of(batch.context.type, batch.context.key)),
-        query=replace(batch.query, user=words([f"user {stack}" for stack in batch.query.stack])),
-        target=replace(batch.target, item=items_of(batch.target.type, batch.origin.key)),
+        context=replace(
+            batch.context,
+            item=items_of(batch.context.type, batch.context.key),
+            kind=words(["payment" if key % 3 else "user" for key in batch.context.key]),
+            amount=batch.context.key % 977 * 10**6,
+            other=words(shops),
+        ),
+        query=replace(
+            batch.query,
+            user=words([f"user {stack}" for stack in batch.query.stack]),
+            subject=subjects(batch.origin.key),
+        ),
+        target=replace(
+            batch.target,
+            item=items_of(batch.target.type, batch.origin.key),
+            y=(batch.origin.key % 3 == 0).astype(float),
+        ),
         origin=replace(batch.origin, newest=np.ones(len(batch), dtype=np.bool_)),
     )
+
+
+def subjects(keys: Any) -> Subject:
+    """Payments, and what was known of their parties."""
+    subject = without_features((keys % 977 * 10**6).tolist(), [f"shop {key % 4}" for key in keys])
+    return replace(subject, features=np.outer(keys % 5, np.linspace(-1.0, 1.0, FEATURES)))
 
 
 def batch_of(
@@ -106,6 +136,8 @@ def take(batch: Batch, rows: list[int]) -> Batch:
     query = cut(batch.query)
     if query.candidates is not None:
         query = replace(query, candidates=cut(query.candidates))
+    if query.subject is not None:
+        query = replace(query, subject=cut(query.subject))
     return replace(batch, query=query, target=cut(batch.target), origin=cut(batch.origin))
 
 
@@ -128,8 +160,9 @@ def taught(make: Callable[[], Learner], steps: int = 3) -> Learner:
 
 
 def answers(prediction: Prediction) -> dict[str, torch.Tensor]:
-    logits = {} if prediction.logits is None else {"logits": prediction.logits}
-    return {"quantiles": prediction.quantiles, "types": prediction.type_log_probs, **logits}
+    more = {"logits": prediction.logits, "risk": prediction.risk}
+    given = {name: answer for name, answer in more.items() if answer is not None}
+    return {"quantiles": prediction.quantiles, "types": prediction.type_log_probs, **given}
 
 
 def same_bits(left: State, right: State) -> bool:
@@ -274,6 +307,9 @@ def test_learn_leaves_its_inputs_alone(make: Callable[[], Learner]) -> None:
             other = getattr(getattr(copy, part), name)
             if isinstance(value, Candidates):
                 value, other = value.item, other.item
+            if isinstance(value, Subject):
+                assert np.array_equal(value.other, other.other)
+                value, other = value.features, other.features
             assert np.array_equal(value, other), (part, name)
 
 
@@ -678,5 +714,61 @@ def test_a_ranking_cohort_refuses_a_batch_that_names_nobody_and_changes_nothing(
     cohort.step(plain(0))
     before, batch = cohort.state(), plain(1)
     with pytest.raises(ValueError, match=r"Query\.user and Target\.item"):
+        cohort.step(replace(batch, query=replace(batch.query, user=None)))
+    assert same_bits(cohort.state(), before)
+
+
+# Outcomes
+
+
+def test_a_risk_is_a_probability_for_each_row_and_nothing_else_is_said(make_outcome: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_outcome), shared_batch(5)
+    prediction = learner.predict(batch.context, asked(batch))
+    assert prediction.risk is not None
+    assert prediction.risk.shape == (len(batch),)
+    assert prediction.risk.dtype == torch.float64
+    assert bool(((prediction.risk > 0) & (prediction.risk < 1)).all())
+    assert prediction.logits is None
+    assert prediction.quantiles.shape == prediction.type_log_probs.shape == (len(batch), 0)
+
+
+def test_the_names_of_payers_say_nothing_to_an_arm(make_outcome: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_outcome), shared_batch(5)
+    renamed = replace(batch.query, user=words([f"somebody {row}" for row in range(len(batch))]))
+    expected = answers(learner.predict(batch.context, batch.query))
+    assert same_bits(answers(learner.predict(batch.context, renamed)), expected)
+
+
+@pytest.mark.parametrize("kind", [TargetKind.EVENT, TargetKind.TICK])
+def test_without_an_outcome_nothing_is_learnt_of_one(make_outcome: Callable[[], Learner], kind: TargetKind) -> None:
+    learner, batch = taught(make_outcome), shared_batch(5)
+    unknown = replace(batch, target=replace(batch.target, kind=kind, y=None))
+    before, prediction = learner.state(), learner.predict(batch.context, batch.query)
+    assert not any(bool(loss.mask.any()) for loss in learner.score(prediction, unknown.target).values())
+    learner.learn(unknown, prediction)
+    assert same_bits(learner.state(), before)
+
+
+def test_learning_bad_outcomes_makes_them_likelier(make_outcome: Callable[[], Learner]) -> None:
+    learner, batch = taught(make_outcome), shared_batch(5)
+    found = []
+    for y in (0.0, 1.0):
+        other = make_outcome()
+        other.load(learner.state())
+        other.learn(replace(batch, target=replace(batch.target, y=np.full(len(batch), y))))
+        found.append(other.predict(batch.context, batch.query).risk)
+    good, bad = found
+    assert good is not None
+    assert bad is not None
+    assert bool((good < bad).all())
+
+
+def test_a_learner_of_outcomes_without_subjects_says_what_is_missing() -> None:
+    batch = shared_batch(5)
+    with pytest.raises(ValueError, match=r"Query\.subject"):
+        build("risk").predict(batch.context, replace(batch.query, subject=None))
+    cohort = build_cohort("risk")
+    before = cohort.state()
+    with pytest.raises(ValueError, match=r"Query\.user and Query\.subject"):
         cohort.step(replace(batch, query=replace(batch.query, user=None)))
     assert same_bits(cohort.state(), before)

@@ -58,12 +58,14 @@ def test_builders_are_found_by_name_and_a_wrong_name_gets_the_list() -> None:
         *("prompttpp", "finetune", "slow", "markov")
     ]
     with pytest.raises(
-        ValueError, match="finetune, frozen, markov, own_count, prompttpp, sdim, sdim_frozen, sdim_unclocked, slow"
+        ValueError,
+        match="finetune, frozen, markov, own_count, prompttpp, risk, risk_rate, sdim, sdim_frozen, sdim_unclocked, ",
     ):
         build("promptpp")
     assert {arm for arms in REFERENCES.values() for arm in arms} < BUILDERS
     assert list(references("sdim", width=8)) == ["sdim_frozen", "sdim_unclocked", "own_count"]
     assert list(references("prompttpp")) == ["frozen", "finetune", "markov"]
+    assert list(references("risk", task="default")) == ["risk_rate"]
     assert references("markov") == {}
     assert build_cohort("prompttpp", hidden=16, last_n=48).needs.last_n == 48
 

@@ -1,0 +1,1 @@
+"""Learners that are no paper's: what payments' risk must beat."""

@@ -1,0 +1,218 @@
+"""The payment-risk baseline: its counts against plain definitions, its weights against the mode, risks it must find."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from learners.baselines.measures import area_under_roc, average_precision, log_loss
+from learners.baselines.parties import BELIEF, DAY_US, KNOWN_US, SPANS_US, Parties
+from learners.baselines.risk import COLUMNS, ITERATIONS, KNOTS, Risk, RiskConfig, columns
+from learners.baselines.synthetic import Paid, Till, payments
+from learners.batch import Batch, Floats
+from learners.build import build, build_cohort
+from learners.cohort import Cohort, CohortReport
+from learners.synthetic import SECOND
+
+PRIOR = 0.01
+HOUR_US = 3600 * SECOND
+
+
+def features_of(batch: Batch) -> Floats:
+    assert batch.query.subject is not None
+    return batch.query.subject.features
+
+
+def fading(ats: list[int], now: int, span: int) -> float:
+    return sum(math.exp(-(now - at) / span) for at in ats)
+
+
+def test_counts_of_parties_are_sums_over_what_was_handled_and_known_before_the_step() -> None:
+    rows, till, parties = payments(1, 240, users=5, merchants=4), Till(), Parties(capacity=9, prior=PRIOR)
+    known: list[tuple[Paid, int]] = []
+    for start in range(0, 240, 8):
+        step = rows[start : start + 8]
+        batch = parties.ask(till.step(step))
+        for row, found in zip(step, features_of(batch), strict=True):
+            paid = [one.at for one in rows[:start] if one.merchant == row.merchant]
+            expected = [math.log1p(fading(paid, row.at, span)) for span in SPANS_US]
+            expected.append(math.log1p((row.at - max(paid)) / HOUR_US if paid else 30 * 24))
+            for same in ("merchant", "user"):
+                told = [(o.y, at) for o, at in known if getattr(o, same) == getattr(row, same)]
+                n, bad = (sum(w * math.exp(-(row.at - at) / KNOWN_US) for w, at in part) for part in
+                          ([(1.0, at) for _, at in told], told))  # fmt: skip
+                expected.append(math.log((bad + BELIEF * PRIOR) / ((n + BELIEF) * PRIOR)) if told else 0.0)
+                expected.append(math.log1p(n))
+            assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        parties.learn(batch)
+        if start >= 40:  # outcomes come five steps late
+            due = rows[start - 40 : start - 32]
+            at = [step[-1].at] * 8
+            parties.learn(till.outcomes(due, np.zeros((8, 8)), known_at=at))
+            known += zip(due, at, strict=True)
+
+
+def test_a_payment_that_comes_late_is_worth_what_is_left_of_it() -> None:
+    rows, found = payments(2, 30, merchants=1), []
+    for order in (range(30), [*range(15, 30), *range(15)]):
+        parties, till = Parties(capacity=9, prior=PRIOR), Till()
+        for number in order:
+            parties.learn(till.step([rows[number]]))
+        last = replace_at(rows[0], rows[-1].at + DAY_US)
+        found.append(features_of(parties.ask(till.step([last])))[0])
+    assert found[0].tolist() == pytest.approx(found[1].tolist(), rel=1e-9)
+
+
+def replace_at(row: Paid, at: int) -> Paid:
+    return row._replace(at=at, key=row.key + 1)
+
+
+def test_parties_used_longest_ago_are_let_go_and_erased_ones_at_once() -> None:
+    rows, till, parties = payments(3, 60), Till(), Parties(capacity=4, prior=PRIOR)
+    for row in rows:
+        parties.learn(till.step([row]))
+    newest = list(dict.fromkeys(row.merchant for row in reversed(rows)))[:4]
+    kept = bytes(parties.state()["parties"].tolist()).decode()
+    assert all((row.merchant + '"' in kept) == (row.merchant in newest) for row in rows)
+    parties.forget({newest[0]})
+    assert newest[0] not in bytes(parties.state()["parties"].tolist()).decode()
+
+
+def plain_columns(row: Paid, history: list[Paid]) -> list[float]:
+    """The columns before the parties', one payment at a time."""
+    amount, own = math.log1p(row.amount / 1e6), [math.log1p(one.amount / 1e6) for one in history]
+    days = [(row.at - one.at) / DAY_US for one in history]
+    mean = sum(own) / len(own) if own else 0.0
+    spread = math.sqrt(sum((one - mean) ** 2 for one in own) / max(len(own), 1) + 0.05)
+    far = (amount - mean) / spread
+    today, week = [math.exp(-day) for day in days], [math.exp(-day / 7) for day in days]
+    return [
+        1.0,
+        amount,
+        *(max(amount - knot, 0.0) for knot in KNOTS.tolist()),
+        float(bool(own)),
+        *((amount - mean, far, max(far - 2.0, 0.0)) if own else (0.0, 0.0, 0.0)),
+        math.log1p(sum(today)),
+        math.log1p(sum(week)),
+        math.log1p(sum(w * one.amount / 1e6 for w, one in zip(today, history, strict=True))),
+        math.log1p(min(min(days, default=30.0), 30.0) * 24.0),
+        math.log1p(sum(one.merchant == row.merchant for one in history)),
+    ]
+
+
+def test_columns_are_what_the_last_visible_payments_say() -> None:
+    rows, till = payments(4, 200, users=3), Till()
+    for start in range(0, 200, 10):
+        batch = till.step(rows[start : start + 10])
+        found = columns(batch.context, batch.query, last_n=6)
+        assert found.shape == (10, COLUMNS)
+        for n, row in enumerate(rows[start : start + 10]):
+            history = [one for one in rows[: start + n] if one.user == row.user][-6:]
+            assert found[n, :-8].tolist() == pytest.approx(plain_columns(row, history), rel=1e-9)
+
+
+def test_a_step_moves_the_weights_to_the_mode_of_their_belief() -> None:
+    rows, till, learner = payments(5, 64), Till(), Risk(RiskConfig(prior=0.1, memory=10**12))
+    till.step(rows)
+    batch = till.outcomes(rows, np.zeros((64, 8)), known_at=[row.at for row in rows])
+    before = learner.state()["weights"]
+    learner.learn(batch)
+    weights = learner.state()["weights"]
+    x = torch.from_numpy(columns(batch.context, batch.query, last_n=32))
+    risk, y = (x @ weights).sigmoid(), torch.tensor([row.y for row in rows], dtype=torch.float64)
+    slope = x.T @ (risk - y) + 10.0 * (weights - before)
+    assert ITERATIONS == 4
+    assert float(slope.abs().max()) < 1e-3
+    curvature = 10.0 * torch.eye(COLUMNS, dtype=torch.float64) + (x.T * (risk * (1 - risk))) @ x
+    torch.testing.assert_close(learner.state()["precision"], curvature, rtol=1e-6, atol=1e-6)
+
+
+def lesson(cohort: Cohort, rows: list[Paid], *, delay: int, size: int = 16) -> list[tuple[Floats, CohortReport]]:
+    """Steps of a stream whose outcomes come `delay` steps late; (risks as issued, report) of each that learnt some."""
+    till, features, risks, found = Till(), dict[int, Floats](), dict[int, Floats](), []
+    for start in range(0, len(rows), size):
+        step = rows[start : start + size]
+        report = cohort.step(till.step(step))
+        assert report.issued is not None
+        for row, feature, risk in zip(step, report.issued.features, report.issued.risks, strict=True):
+            features[row.key], risks[row.key] = feature, risk
+        due = rows[max(start - delay * size, 0) : max(start - delay * size + size, 0)]
+        if due:
+            batch = till.outcomes(due, np.stack([features[row.key] for row in due]), known_at=[step[-1].at] * len(due))
+            issued = np.stack([risks[row.key] for row in due])
+            found.append((issued, cohort.mature(batch, issued)))
+    return found
+
+
+def test_risks_of_a_known_world_are_found_and_beat_the_rate() -> None:
+    rows, cohort = payments(6, 6000, users=60), build_cohort("risk")
+    found = lesson(cohort, rows, delay=4)
+    issued = np.concatenate([risks for risks, _ in found[200:]])
+    told = rows[200 * 16 : 200 * 16 + len(issued)]
+    y, truth = np.asarray([row.y for row in told]), np.asarray([row.risk for row in told])
+    own, rate, best = (float(log_loss(risk, y).mean()) for risk in (issued[:, 0], issued[:, 1], truth))
+    assert best < own < best + 0.05
+    assert rate > own + 0.04
+    assert area_under_roc(issued[:, 0], y > 0.5) > 0.8
+    assert area_under_roc(issued[:, 1], y > 0.5) < 0.6
+
+
+def test_the_headline_is_the_prediction_as_issued_and_what_is_known_today_stands_beside_it() -> None:
+    rows, cohort = payments(7, 400), build_cohort("risk")
+    for step, (risks, report) in enumerate(lesson(cohort, rows, delay=3)):
+        y = np.asarray([row.y for row in rows[16 * step : 16 * step + 16]])
+        for column, arm in enumerate(("learner", "reference.risk_rate")):
+            assert report.losses[arm]["risk"].count == report.losses[arm]["risk_mature"].count == 16
+            assert report.losses[arm]["risk"].sum == pytest.approx(float(log_loss(risks[:, column], y).sum()))
+        assert report.issued is None
+        if step > 5:
+            assert report.losses["learner"]["risk"].sum != report.losses["learner"]["risk_mature"].sum
+
+
+def test_a_cohort_goes_on_from_its_state_bit_for_bit() -> None:
+    rows, cohort, heir = payments(8, 640), build_cohort("risk"), build_cohort("risk")
+    lesson(cohort, rows[:320], delay=2)
+    state = cohort.state()
+    assert {name.partition("/")[0] for name in state} == {"learner", "reference.risk_rate", "parties"}
+    heir.load({name: state[name] for name in sorted(state, reverse=True)})
+    for one, other in zip(lesson(cohort, rows[320:], delay=2), lesson(heir, rows[320:], delay=2), strict=True):
+        assert one[1].losses == other[1].losses
+    left, right = cohort.state(), heir.state()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_world_without_outcomes_leaves_the_prior() -> None:
+    batch, learner = Till().step(payments(9, 8)), build("risk", prior=PRIOR)
+    learner.learn(batch)
+    risk = learner.predict(batch.context, batch.query).risk
+    assert risk is not None
+    assert risk.tolist() == pytest.approx([PRIOR] * 8)
+
+
+def test_outcomes_however_one_sided_leave_finite_weights() -> None:
+    rows, till, learner = payments(10, 640), Till(), Risk(RiskConfig(memory=10**6))
+    for start in range(0, 640, 32):
+        till.step(rows[start : start + 32])
+        batch = till.outcomes(rows[start : start + 32], np.full((32, 8), 50.0), known_at=[0] * 32)
+        learner.learn(replace(batch, target=replace(batch.target, y=np.full(32, float(start >= 320)))))
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in learner.state().values())
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order_and_ties_are_half() -> None:
+    rng = np.random.default_rng(0)
+    risk, y = rng.integers(0, 8, 60) / 8.0, rng.random(60) < 0.3
+    pairs = [(a > b) + 0.5 * (a == b) for a in risk[y] for b in risk[~y]]
+    assert area_under_roc(risk, y) == pytest.approx(sum(pairs) / len(pairs))
+    assert math.isnan(area_under_roc(risk, np.zeros(60, np.bool_)))
+
+
+def test_average_precision_is_precision_at_each_cut_weighted_by_what_it_finds() -> None:
+    risk = np.asarray([0.9, 0.8, 0.8, 0.4, 0.1])
+    y = np.asarray([True, False, True, False, True])
+    assert average_precision(risk, y) == pytest.approx((1 / 1 + 2 / 3 + 3 / 5) / 3)
+    assert average_precision(np.full(10, 0.5), np.arange(10) < 3) == pytest.approx(0.3)
+    assert math.isnan(average_precision(risk, np.zeros(5, np.bool_)))
