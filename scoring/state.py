@@ -14,7 +14,7 @@ from scoring import interests
 from scoring.interests import Interest
 from scoring.questions import Question
 from scoring.refusals import NotReady
-from storage import sequences, serving
+from storage import histories, serving
 from storage.engine import mapped_errors
 from storage.offsets import Cursor
 from storage.sequences import HistoryAsk, SequenceEvent
@@ -45,10 +45,10 @@ class StateReader:
         self._learner = learner
 
     def histories(self, asks: Sequence[HistoryAsk], *, items_only: bool = False) -> Seen[Sequence[SequenceEvent]]:
-        """Sequences; `items_only` as in `storage.sequences.histories`."""
+        """Sequences; `items_only` as in `storage.histories.read`."""
 
         def read(connection: Connection, cursor: Cursor) -> list[Sequence[SequenceEvent]]:
-            return [*sequences.histories(connection, asks, cursor, items_only=items_only)] if asks else []
+            return [*histories.read(connection, asks, cursor, items_only=items_only)] if asks else []
 
         return self._seen(read)
 

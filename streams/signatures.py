@@ -17,7 +17,7 @@ from learners.cohort import Cohort
 from learners.ranking.online import SDIM
 from learners.ranking.published import Published, SignatureRow
 from runtime.context import context_of
-from storage import journal, sequences, signatures
+from storage import histories, journal, signatures
 from storage.journal import Seat
 from storage.offsets import Cursor
 from storage.sequences import HistoryAsk
@@ -121,9 +121,7 @@ class SignatureWriter:
         if users:
             last_n = self._learner.config.last_n
             asks = [HistoryAsk(user=user, before=_FOREVER, last_n=last_n) for user in users]
-            self._learner.take_sequences(
-                users, context_of(sequences.histories(connection, asks, cursor, items_only=True))
-            )
+            self._learner.take_sequences(users, context_of(histories.read(connection, asks, cursor, items_only=True)))
         return users
 
 

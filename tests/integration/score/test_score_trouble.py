@@ -18,7 +18,7 @@ from sqlalchemy import Connection, make_url, text
 from structlog.testing import capture_logs
 
 from scoring.state import StateReader
-from storage import sequences, serving
+from storage import histories, serving
 from storage.engine import open_engine
 from storage.sequences import HistoryAsk
 
@@ -168,15 +168,15 @@ def test_a_standby_is_not_read_and_its_primary_is_waited_for(
 def test_user_state_is_read_in_one_repeatable_read_transaction_that_cannot_write(
     world: World, people: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = sequences.histories, []
+    real, seen = histories.read, []
 
-    def histories(connection: Connection, *given: Any, **named: Any) -> Any:
+    def read(connection: Connection, *given: Any, **named: Any) -> Any:
         settings = ("transaction_isolation", "transaction_read_only")
         seen.append([connection.scalar(text(f"SHOW {name}")) for name in settings])
         world.add((people[0], 999.0, "type-1"))  # committed behind the snapshot of this transaction
         return real(connection, *given, **named)
 
-    monkeypatch.setattr(sequences, "histories", histories)
+    monkeypatch.setattr(histories, "read", read)
     reader = StateReader(open_engine(world.url, application_name="test", pooled=True), learner="prompttpp")
     seen_state = reader.histories([HistoryAsk(user=people[0], before=2**62, last_n=8)])
     assert seen == [["repeatable read", "on"]]
