@@ -18,7 +18,7 @@ from confluent_kafka import TopicPartition
 
 from contracts import topics
 from contracts.codec import encode
-from contracts.scoring import ScoreCall, ScoreFailure, ScoreResult
+from contracts.scoring import RankingResult, ScoreCall, ScoreFailure, ScoreResult
 from runtime import kafka as kafka_clients
 from runtime.kafka import KafkaConfig
 from tests.integration.feeding import Sender
@@ -27,7 +27,7 @@ from tests.integration.score.serving import score_process
 if TYPE_CHECKING:
     from tests.integration.score.conftest import Serve, World
 
-Result = ScoreResult | ScoreFailure
+Result = ScoreResult | RankingResult | ScoreFailure
 CLOCKED = ("staleness_seconds", "watermark")
 
 
@@ -126,15 +126,16 @@ def test_what_cannot_be_read_is_refused_by_a_record_and_the_stream_goes_on(
     ]
     for key, value in bad:
         sender.put(topics.REQUESTS, key, value, partition=0)
+    sender.put(topics.REQUESTS, b"ann", b'{"user_id": "ann", "candidates": ["a"]}', partition=0)  # PromptTPP ranks none
     sender.put(topics.REQUESTS, b"ann", b'{"user_id": "ann", "of_a_later_minor_version": 1}', partition=0)
     serve(kafka=tansu_topics, group=f"{tansu_topics.prefix}score")
-    found = inbox_of(tansu_topics).until(len(bad) + 1)
+    found = inbox_of(tansu_topics).until(len(bad) + 2)
     refused = [one for one in found if isinstance(one, ScoreFailure)]
     assert {one.reason for one in refused} == {"invalid"}
     topic_id = kafka_clients.describe(tansu_topics, [topics.REQUESTS])[topics.REQUESTS].topic_id
     answered = [one.request_id for one in found if isinstance(one, ScoreResult)]
-    assert answered == [f"{topic_id}/0/{len(bad)}"]
-    assert {one.request_id for one in refused} == {f"{topic_id}/0/{n}" for n in range(len(bad))}
+    assert answered == [f"{topic_id}/0/{len(bad) + 1}"]
+    assert {one.request_id for one in refused} == {f"{topic_id}/0/{n}" for n in range(len(bad) + 1)}
 
 
 def test_a_request_whose_deadline_has_passed_is_answered_as_expired(
