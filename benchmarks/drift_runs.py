@@ -9,16 +9,20 @@ import msgspec
 
 from benchmarks.drift_streams import Row, progress, simulated
 from benchmarks.servers import ROOT
+from contracts import topics
 from contracts.codec import encode
 from contracts.records import DriftAlarm, Progress
 from driftline.simulate.scenario import DAY_S, Drift, Scenario
 from driftline.simulate.schedule import changes
+from runtime.kafka import Stream
 from streams.detectors import THRESHOLDS, Thresholds
 from streams.signals import of_progress
 from streams.watch import OpenBlock, Watch, added, closed, emptied
 
 FOLDER = ROOT / "build" / "bench" / "drift"
 DAYS, CHANGE_DAY, LASTS_DAYS = 20.0, 12.0, 2.0
+
+STREAM = Stream(cluster_id="", topic_id="", topic=topics.PROGRESS, partition=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ def run(records: Iterable[Progress], chosen: Thresholds = THRESHOLDS) -> Alarmed
         events += record.rows
         block = added(block, seen, offset)
         if block.full:
-            watch, raised = closed(watch, block, seen.subject, partition=0, thresholds=chosen)
+            watch, raised = closed(watch, block, seen.subject, stream=STREAM, thresholds=chosen)
             block = emptied(block)
             alarms += [(events, alarm) for alarm in raised]
     return Alarmed(events=events, alarms=tuple(alarms))

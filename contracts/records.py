@@ -189,7 +189,7 @@ class DriftAlarm(Struct, frozen=True, kw_only=True):
 
     schema: Schema = SCHEMA
     id: str
-    """"<source>/<subject>/<branch>/<series>/<detector>/<step>"."""
+    """"<topic id>/<source>/<subject>/<branch>/<series>/<detector>/<step>"; a recreated topic has another id."""
     source: Name
     """Topic it was seen in."""
     subject: Name

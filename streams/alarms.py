@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from contracts.records import DriftAlarm, DriftWindow
+from runtime.kafka import Stream
 from streams.detectors import BUDGET, Change
 from streams.signals import Subject
 
@@ -47,13 +48,13 @@ def raised(
     before: Sequence[Block],
     after: Sequence[Block],
     *,
-    partition: int,
+    stream: Stream,
     shares: tuple[Mapping[str, int], Mapping[str, int]],
 ) -> DriftAlarm:
     """The record. The same inputs give the same bytes."""
     newest = after[-1]
     return DriftAlarm(
-        id=f"{subject}/{series}/{change.detector}/{newest.last_step}",
+        id=f"{stream.topic_id}/{subject}/{series}/{change.detector}/{newest.last_step}",
         source=subject.source,
         subject=subject.name,
         branch=subject.branch,
@@ -61,8 +62,8 @@ def raised(
         detector=change.detector,
         step=newest.last_step,
         raised_at=_time(newest.last_at),
-        before=_window(before, partition, change.before),
-        after=_window(after, partition, change.after),
+        before=_window(before, stream.partition, change.before),
+        after=_window(after, stream.partition, change.after),
         z=round(change.z, 3),
         budget=BUDGET,
         shifts=shifts(*shares),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from contracts.records import DriftAlarm, LossSum
+from runtime.kafka import Stream
 from streams.alarms import Block, raised
 from streams.detectors import MAX_INPUTS, REFERENCE, THRESHOLDS, Change, Thresholds, find
 from streams.signals import TWO_SIDED, Signals, Subject
@@ -76,11 +77,11 @@ def added(open_block: OpenBlock, seen: Signals, offset: int) -> OpenBlock:
 
 
 def closed(
-    watch: Watch, open_block: OpenBlock, subject: Subject, *, partition: int, thresholds: Thresholds = THRESHOLDS
+    watch: Watch, open_block: OpenBlock, subject: Subject, *, stream: Stream, thresholds: Thresholds = THRESHOLDS
 ) -> tuple[Watch, tuple[DriftAlarm, ...]]:
     """With a full block taken in, and what that says. A block that was taken in before changes nothing.
 
-    :param partition: of the subject's records.
+    :param stream: that of the subject's records.
     """
     block = open_block.block
     if block is None or open_block.last_step <= watch.last_step:
@@ -92,7 +93,7 @@ def closed(
         grown = _grown(watch.series.get(name, Series()), open_block.sums.get(name), open_block.counts.get(name))
         change = _judged(grown, name, thresholds)
         if change is not None and (change.grew or name in TWO_SIDED):
-            alarms.append(_alarm(subject, name, grown, change, blocks, partition))
+            alarms.append(_alarm(subject, name, grown, change, blocks, stream))
             grown = Series()
         elif change is not None:
             grown = _cut(grown, _places(grown)[change.split])
@@ -153,7 +154,7 @@ def _cut(series: Series, count: int) -> Series:
 
 
 def _alarm(
-    subject: Subject, name: str, series: Series, change: Change, blocks: tuple[Block, ...], partition: int
+    subject: Subject, name: str, series: Series, change: Change, blocks: tuple[Block, ...], stream: Stream
 ) -> DriftAlarm:
     since = blocks[-len(series.inputs) :]
     split = _places(series)[change.split]
@@ -166,7 +167,7 @@ def _alarm(
         change,
         since[:split],
         since[split:],
-        partition=partition,
+        stream=stream,
         shares=(series.reference, lately),
     )
 

@@ -1,4 +1,4 @@
-"""How the Faust app is reached: credentials, and what a topic's records say."""
+"""How the Faust app is reached, how long it may write, and what a topic's records say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contracts import topics
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Usage
 from runtime.settings import DriftSettings
-from streams.drift import application, credentials, read
+from streams.agent import AppEnded, Lease, read
+from streams.drift import application, credentials
 
 
 def test_without_security_options_the_connection_is_plain() -> None:
@@ -43,6 +44,21 @@ def test_the_app_is_named_with_the_prefix_and_makes_no_topics(tmp_path: str) -> 
 def test_what_is_not_of_the_topic_is_told_apart(topic: str) -> None:
     with pytest.raises(msgspec.MsgspecError):
         read(topic, b'{"user_id": 1}', 0, 0)
+
+
+def test_a_process_that_stood_still_for_its_session_never_writes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("streams.agent.time.monotonic", lambda: now)
+    lease = Lease(6.0)
+    for now in (105.0, 110.5, 116.0):
+        lease.renew()
+    for now in (122.0, 122.1):
+        with pytest.raises(AppEnded, match="stood still for 6 s"):
+            lease.renew()
+
+
+def test_a_ranking_says_nothing_yet() -> None:
+    assert read(topics.RESULTS, b'{"outcome": "ranked", "ranking": []}', 0, 0) is None
 
 
 def test_a_refusal_of_score_says_nothing() -> None:

@@ -13,6 +13,7 @@ from contracts import topics
 from contracts.codec import encode
 from contracts.records import DriftAlarm, Label, LossSum, Progress
 from contracts.scoring import NextEventQuantile, ScoreResult, TypeProbability
+from runtime.kafka import Stream
 from streams.detectors import MAX_INPUTS, REFERENCE
 from streams.signals import Subject, of_label, of_progress, of_result
 from streams.watch import BLOCK_ROWS, MAX_NAMES, OTHERS, OpenBlock, Watch, added, closed, distance, emptied, mixed
@@ -21,6 +22,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = 32
 STEPS_A_BLOCK = BLOCK_ROWS // ROWS
 FIRST_OFFSET = 7
+STREAM = Stream(cluster_id="cluster", topic_id="topic-id", topic=topics.PROGRESS, partition=0)
 
 
 def step(number: int, *, loss: float = 2.0, buys: int = 8, rows: int = ROWS, branch: int = 1) -> Progress:
@@ -56,7 +58,7 @@ class Process:
         seen = of_progress(record)
         self.block = added(self.block, seen, offset)
         if self.block.full:
-            self.watch, alarms = closed(self.watch, self.block, seen.subject, partition=0)
+            self.watch, alarms = closed(self.watch, self.block, seen.subject, stream=STREAM)
             self.block = emptied(self.block)
             self.alarms += alarms
 
@@ -89,7 +91,7 @@ def test_a_planted_change_is_told_with_its_window_and_offsets() -> None:
     [alarm] = Process().take_all(STEPS).alarms
     assert alarm.source == topics.PROGRESS
     assert (alarm.subject, alarm.branch, alarm.series) == ("markov", 1, "learner/type")
-    assert alarm.id == f"learning.progress/markov/1/learner/type/{alarm.detector}/{alarm.step}"
+    assert alarm.id == f"topic-id/learning.progress/markov/1/learner/type/{alarm.detector}/{alarm.step}"
     assert CHANGE <= alarm.step <= CHANGE + 40 * STEPS_A_BLOCK
     assert abs(alarm.after.first_step - CHANGE) <= 2 * STEPS_A_BLOCK
     assert alarm.after.first_offset == alarm.after.first_step + FIRST_OFFSET == alarm.before.next_offset
