@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from contracts.records import LossSum, Progress
-from driftline.demo_told import by_step, surprise
+from driftline.demo.report import by_step
+from driftline.demo.told import surprise
 
 
 def _progress(step: int, loss: float = 1.0) -> Progress:

@@ -1,0 +1,61 @@
+"""Where bytes still stand: every column of every table, the event log decoded, and every file of a folder.
+
+An erasure claims that nothing of a user is left; this looks without asking it, with SQL of its own. What a table
+holds is meant: pages that Postgres has not yet written over, and its write-ahead log, are for its own tools.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url
+
+from storage.log import decode_rows
+
+_COLUMNS = """
+    SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+      AND (c.relnamespace = 'public'::regnamespace OR c.relname = 'pg_statistic') ORDER BY 1, 2
+"""
+_SEGMENTS = "SELECT rows FROM log_segment WHERE rows IS NOT NULL"
+_AT_ONCE = 2**22
+
+
+def traces(postgres_url: str, folder: Path, needle: str) -> dict[str, int]:
+    """Place ("table.column", or a file's name) -> rows or files there that hold the needle; {} = nowhere.
+
+    A longer name that begins with the needle, `user-11` in `user-117`, counts too: choose one that none does.
+    """
+    url = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url) as connection:
+        found = Counter(_in_tables(connection, needle))
+    found.update(str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if _holds(file, needle.encode()))
+    return dict(found)
+
+
+def _in_tables(connection: psycopg.Connection, needle: str) -> Iterator[str]:
+    in_hex = needle.encode().hex()
+    for table, column in connection.execute(_COLUMNS).fetchall():
+        asked = sql.SQL("SELECT {}::text FROM {}").format(sql.Identifier(column), sql.Identifier(table))
+        for (value,) in connection.execute(asked):
+            if value is not None and (needle in value or in_hex in value):
+                yield f"{table}.{column}"
+    for (rows,) in connection.execute(_SEGMENTS):  # compressed: as text they show nothing
+        yield from ("log_segment.rows" for row in decode_rows(rows).to_pylist() if needle in str(row))
+
+
+def _holds(file: Path, needle: bytes) -> bool:
+    """Whether a file holds the bytes; read piece by piece, each with the end of the one before."""
+    if not file.is_file():
+        return False
+    tail = b""
+    with file.open("rb") as content:
+        while piece := content.read(_AT_ONCE):
+            if needle in tail + piece:
+                return True
+            tail = piece[-len(needle) :]
+    return False
