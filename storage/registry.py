@@ -80,6 +80,11 @@ _LIVE_ONES = text(f"""
     ORDER BY branch DESC, step DESC LIMIT :limit
 """)
 
+_LEARNERS = text("SELECT DISTINCT learner FROM snapshot WHERE status = 'live' ORDER BY learner")
+
+# FOR SHARE is what the update of `collection.mark` waits for; a snapshot it has marked already is not found any more.
+_HELD = text("SELECT FROM snapshot WHERE id = :id AND status = 'live' FOR SHARE")
+
 _ONE = text(f"SELECT {_COLUMNS} FROM snapshot WHERE id = :id")
 
 _ALL = text(f"""
@@ -125,6 +130,20 @@ def newest_live(connection: Connection, learner: str, *, branch: int | None = No
     """The newest live snapshots of a learner (of all its branches, the newest branch first)."""
     rows = connection.execute(_LIVE_ONES, {"learner": learner, "branch": branch, "limit": limit})
     return [_snapshot(row) for row in rows]
+
+
+def live_learners(connection: Connection) -> list[str]:
+    """Learners that have a live snapshot, sorted."""
+    return list(connection.scalars(_LEARNERS))
+
+
+def hold(connection: Connection, snapshot_id: str) -> bool:
+    """Keeps a live snapshot's files from being collected until the transaction ends, so end it soon: collection waits,
+    and with it the next snapshot of `train`.
+
+    :returns: False: it is not live (any more).
+    """
+    return connection.execute(_HELD, {"id": snapshot_id}).first() is not None
 
 
 def find(connection: Connection, snapshot_id: str) -> Snapshot | None:
