@@ -58,6 +58,7 @@ _SEGMENTS = """
 _LETTERS = "SELECT position FROM dead_letter WHERE stream_id = %s ORDER BY position"
 _ITEMS = "SELECT position, item_id, payload::text FROM item_version WHERE stream_id = %s ORDER BY position"
 _REPLAYED = "SELECT origin_stream_id || ':' || origin_position, stream_id, position FROM replayed_letter"
+_TRIMMED = "SELECT count(*), coalesce(sum(events), 0)::bigint FROM trimmed_sequence"
 _ERASED = "SELECT user_hash FROM suppression"
 _KEY = "SELECT suppression_key FROM installation"
 _STRINGS = "SELECT id, space, value FROM vocabulary"
@@ -152,6 +153,7 @@ class Audit:
                 StreamAudit(self, stream).run()
         self._never_read()
         self._sequences()
+        [(self._report.trimmed_users, self._report.trimmed_events)] = self._all(_TRIMMED)
 
     def first_unexplained(self, stream_id: int, end: int) -> int:
         """See the function of this name."""

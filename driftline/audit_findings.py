@@ -95,6 +95,10 @@ class Report:
     topics: dict[str, TopicReport]
     seconds: float = 0.0
     duplicate_window: int = 0
+    trimmed_users: int = 0
+    """Users of whose sequences retention removed events, after it had removed their log rows: not compared .."""
+    trimmed_events: int = 0
+    """.. and how many."""
 
     @property
     def ok(self) -> bool:

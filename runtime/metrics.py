@@ -381,6 +381,11 @@ def log_events_removed() -> None:
     """Accepted records in these."""
 
 
+@_counter("driftline_maintain_sequence_events_removed_total")
+def sequence_events_removed() -> None:
+    """Events removed from users' sequences by retention."""
+
+
 @_counter("driftline_maintain_snapshots_collected_total")
 def snapshots_collected() -> None:
     """Snapshots collected: files and registry row."""

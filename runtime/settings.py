@@ -31,6 +31,7 @@ Port = Annotated[
 ]
 Learner = Annotated[str, Field(min_length=1)]
 EventTopic = Literal["events.user", "events.payment", "events.relational", "labels", "items"]
+SequenceTopic = Literal["events.user", "events.payment", "events.relational"]
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 PORT = 'TCP port of /metrics, /healthz and /readyz; 0 = any free one, "none" = no server'
@@ -132,6 +133,15 @@ class MaintainSettings(_Group):
         default_factory=dict,
         description="days of record time behind the newest record that the log keeps, by topic, as JSON: "
         '{"events.user": 90}; topics not named are kept for ever',
+    )
+    state_days: dict[SequenceTopic, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="days of event time behind the newest event that users' sequences keep, by topic, as JSON; what "
+        "the log still holds stays, and so does each user's newest history; topics not named are kept for ever",
+    )
+    state_events: Annotated[int, Field(ge=256)] = Field(
+        default=4096,
+        description="events of each user that stay however old: no fewer than the longest history a learner asks for",
     )
     port: Port = Field(default=9105, description=PORT)
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 
 from contracts import topics
-from storage import log, predictions, sealing, signatures
+from storage import log, predictions, sealing, signatures, trimming
 from storage.dead_letters import ERASED_DETAIL
 
 _NAMING_TOPICS = (topics.USER, topics.PAYMENT, topics.RELATIONAL, topics.LABELS)
@@ -207,6 +207,7 @@ def strings(connection: Connection, ids: Sequence[int]) -> None:
     connection.execute(_DELETE_STRINGS, {"ids": list(ids)})
     signatures.erase(connection, ids)
     predictions.erase_users(connection, ids)
+    trimming.erase(connection, list(ids))
 
 
 def naming_pattern(users: Collection[str]) -> Pattern[bytes]:

@@ -189,6 +189,15 @@ user_segment = Table(
 user_segment_sealed = Sequence("user_segment_sealed", data_type=BigInteger, metadata=metadata)
 """Numbers of sealed rows, so that none is given twice."""
 
+trimmed_sequence = Table(
+    "trimmed_sequence",
+    metadata,
+    Column("user_id", BigInteger, primary_key=True, autoincrement=False, comment="in the vocabulary"),
+    Column("events", BigInteger, nullable=False, comment="how many, ever"),
+    Column("last_at", BigInteger, nullable=False, comment="event time of the newest, microseconds since 1970"),
+    comment="Events that retention removed from users' sequences.",
+)
+
 item_version = Table(
     "item_version",
     metadata,
@@ -403,6 +412,7 @@ __all__ = [
     "snapshot",
     "stream_offset",
     "suppression",
+    "trimmed_sequence",
     "user_segment",
     "user_segment_sealed",
     "vocabulary",

@@ -1,9 +1,9 @@
-"""`driftline maintain`: what keeps a database fit for years: sealing, retention of the log, collection of snapshots.
+"""`driftline maintain`: what keeps a database fit for years: sealing, retention, collection of snapshots.
 
-A pass seals the sequences of users whose rows have become many, collects snapshots that nobody needs and
-removes the log that nobody reads. Each is one statement or transaction in which nothing is lost half-way, so a
-killed process leaves nothing to repair; two processes do each other no harm. See `protocol.md` of the design,
-rules 11, 12 and 15.
+A pass seals the sequences of users whose rows have become many, collects snapshots that nobody needs, removes the
+log that nobody reads and then what no history reaches of users' sequences. Each is one statement or transaction in
+which nothing is lost half-way, so a killed process leaves nothing to repair; two processes do each other no harm.
+See `protocol.md` of the design, rules 11, 12 and 15.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from runtime.failpoints import failpoint
 from runtime.lifecycle import Stop, attempts
 from runtime.settings import MaintainSettings
 from runtime.telemetry import Health
-from storage import collection, retention, sealing, snapshots
+from storage import collection, retention, sealing, snapshots, trimming
 from storage.engine import Unavailable, mapped_errors, open_engine
 
 ROWS_AT_ONCE = 2_000
 """Rows that are not sealed, in one transaction of sealing."""
 SEGMENTS_AT_ONCE = 100
 """Log segments of a stream removed in one transaction."""
+USERS_AT_ONCE = 200
+"""Users whose sequences are trimmed in one transaction."""
 
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +47,8 @@ class Totals:
     stray_files: int = 0
     log_segments: int = 0
     log_events: int = 0
+    trimmed_users: int = 0
+    trimmed_events: int = 0
 
 
 class Maintain:
@@ -70,6 +74,10 @@ class Maintain:
         self._policy = retention.Policy(
             keep={topic: timedelta(days=days) for topic, days in settings.log_days.items()},
             duplicate_window=duplicate_window,
+        )
+        self._sequence_policy = trimming.SequencePolicy(
+            keep={topic: timedelta(days=days) for topic, days in settings.state_days.items()},
+            events=settings.state_events,
         )
         self._health = health
         self._stop = stop
@@ -104,6 +112,7 @@ class Maintain:
             self._collect()
         with metrics.maintain_pass_seconds.time("trim"):
             self._trim()
+            self._trim_sequences()
         if not self._stop.is_set():
             self.totals.passes += 1
             metrics.maintain_pass.set(time.time())
@@ -168,6 +177,22 @@ class Maintain:
             self.totals.log_segments += removed.segments
             self.totals.log_events += removed.events
             _log.info("maintain.trimmed", segments=removed.segments, events=removed.events)
+
+    def _trim_sequences(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with self._engine.begin() as connection:
+                    removed = trimming.trim(connection, self._sequence_policy, limit=USERS_AT_ONCE)
+                    failpoint("maintain.before_trim_commit")
+            except trimming.Overtaken as error:
+                _log.info("maintain.overtaken", why=str(error))
+                return  # the next pass asks again
+            if not removed.users:
+                return
+            metrics.sequence_events_removed.inc(removed.events)
+            self.totals.trimmed_users += removed.users
+            self.totals.trimmed_events += removed.events
+            _log.info("maintain.trimmed_sequences", users=removed.users, events=removed.events)
 
     def _not_ready(self, why: str) -> None:
         self._health.set_ready("maintain", False, why)

@@ -152,7 +152,7 @@ def maintain(
     port: OptionalPort = None,
     json: AsJson = False,
 ) -> None:
-    """Keep the database fit: seal sequences, collect snapshots, remove log beyond its retention.
+    """Keep the database fit: seal sequences, collect snapshots, remove what is beyond its retention.
 
     No reader can tell that it runs, and nothing needs repair when it is killed. Ctrl-C drains.
     """
@@ -174,7 +174,8 @@ def maintain(
     else:
         say(
             f"sealed {totals.rows_before:,} rows of {totals.sealed_users:,} users into {totals.rows_after:,}; "
-            f"collected {totals.snapshots:,} snapshots; removed {totals.log_segments:,} log segments"
+            f"collected {totals.snapshots:,} snapshots; removed {totals.log_segments:,} log segments and "
+            f"{totals.trimmed_events:,} events of sequences"
         )
 
 

@@ -13,10 +13,10 @@ from driftline.asof import parse
 from driftline.commands import AsJson, example, session
 from driftline.commands.offsets import ranges
 from driftline.session import Session
-from driftline.shown import age, as_json, note, say, table
+from driftline.shown import age, as_json, note, say, table, time
 from runtime import kafka
 from runtime.lifecycle import Trouble
-from storage import dead_letters, overview, sequences
+from storage import dead_letters, overview, sequences, trimming
 from storage import offsets as stored
 from storage.log import time_of
 from storage.offsets import StreamRow
@@ -116,9 +116,10 @@ def user(
         asked = parse(as_of, stored.watermark(connection))
         ask = sequences.HistoryAsk(user=user_id, before=asked.before, last_n=last)
         (events,) = sequences.histories(connection, [ask], asked.cursor)
+        missing = trimming.missing(connection, user_id)
     if json:
         shown = [{**event._asdict(), "at": time_of(event.at)} for event in events]
-        as_json({"user_id": user_id, "as_of": str(asked), "events": shown})
+        as_json({"user_id": user_id, "as_of": str(asked), "events": shown, "removed": missing and asdict(missing)})
         return
     table(
         ["time", "type", "item", "amount", "with", "kind", "event", "stream", "offset"],
@@ -139,6 +140,8 @@ def user(
     )
     say(f"\n{len(events):,} events{' (the newest; --last N shows more)' if len(events) == last else ''}")
     say(f"as of {asked}")
+    if missing:
+        note(f"retention removed {missing.events:,} older events of this user, the newest of {time(missing.last_at)}")
 
 
 _KINDS = {

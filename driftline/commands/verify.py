@@ -89,6 +89,11 @@ def _show(report: Report) -> None:
                 note(f"{finding}: {place.topic}[{place.partition}] offset {place.offset}: {place.detail}")
             if (rest := topic.findings[finding] - len(places)) > 0:
                 note(f"{finding}: ... and {rest:,} more in {topic.topic}")
+    if report.trimmed_events:
+        say(
+            f"retention removed {report.trimmed_events:,} events from the sequences of {report.trimmed_users:,} users, "
+            "after it had removed them from the log: nothing is left to compare"
+        )
     verdict = (
         "every record up to the stored offsets counted exactly once" if report.ok else "NOT as promised; see above"
     )
