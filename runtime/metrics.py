@@ -205,6 +205,22 @@ def late_rows(learner: str) -> None:
     """Rows behind the merge front: learnt, and counted here."""
 
 
+@_counter("driftline_train_labels_total")
+def train_labels(learner: str, outcome: Literal["learnt", "waiting", "passed_over"]) -> None:
+    """Labels: learnt; waiting, since their subject was not handled yet (they count again when learnt); passed over,
+    since they are of another task, of no event, or of one whose outcome was learnt already or cannot be read."""
+
+
+@_counter("driftline_train_ticks_total")
+def train_ticks(learner: str) -> None:
+    """Silences that reached the task's horizon and were learnt as negative labels."""
+
+
+@_gauge("driftline_train_open_subjects")
+def open_subjects(learner: str) -> None:
+    """Events whose outcome was predicted and is not known yet, as of the newest snapshot."""
+
+
 @_gauge("driftline_train_loss")
 def train_loss(learner: str, arm: str, loss: str) -> None:
     """Mean prequential loss over the rows of the newest step that had any."""

@@ -69,6 +69,12 @@ class TrainSettings(_Group):
     )
     snapshot_every_s: Seconds = Field(default=60.0, description="seconds between snapshots")
     warmup_events: int = Field(default=20_000, ge=0, description="rows learnt before references are frozen")
+    task: str = Field(default="fraud", min_length=1, description="which labels a learner of outcomes learns")
+    horizon_days: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: {"fraud": 30.0},
+        description="days of event time after which silence counts as a negative label, by task, as JSON: "
+        '{"fraud": 30}; for tasks not named silence says nothing',
+    )
     clock_resolution_s: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="seconds: width of the tick of the producers' clocks; gaps are known only up to it"
     )

@@ -7,7 +7,7 @@ can add nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,6 +20,8 @@ from storage.offsets import Cursor, Fenced
 
 Run = tuple[int, int, int]
 """(stream id, first offset, next offset): the accepted rows in that range, in offset order."""
+Tick = tuple[int, int]
+"""(user's number in the vocabulary, subject): a row of `prediction`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,28 @@ class Step:
     """Users to forget before the step, by the hash under which they are suppressed."""
     thinned: bool = False
     """An erasure that is due later may have taken some of its rows out of the log since."""
+    ticks: tuple[Tick, ...] = ()
+    """Predictions whose silence counts as an outcome from this step on."""
+    cursor: Cursor | None = None
+    """Where the step starts; kept for learners of outcomes alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a step's rows could see of the log."""
+
+    cursor: Cursor
+    """Where it starts."""
+    rows: tuple[Run, ...]
+
+    def before(self, stream_id: int, position: int) -> Cursor:
+        """The cursor below which lies what comes before one of its rows: also the step's earlier rows do."""
+        seen = dict(self.cursor)
+        for stream, first, next_offset in self.rows:
+            if stream == stream_id and first <= position < next_offset:
+                return seen | {stream: position}
+            seen[stream] = next_offset
+        raise ValueError(f"the step has no row at stream {stream_id}, offset {position}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +98,26 @@ _MOVE = text("""
 """)
 
 _INSERT = text("""
-    INSERT INTO journal (learner, branch, step, epoch, rows, front, idle, late, snapshot, actions)
-    VALUES (:learner, :branch, :step, :epoch, :rows, :front, :idle, :late, :snapshot, :actions)
-""").bindparams(bindparam("rows", type_=JSONB), bindparam("actions", type_=JSONB))
+    INSERT INTO journal (learner, branch, step, epoch, rows, front, idle, late, snapshot, actions, ticks, cursor)
+    VALUES (:learner, :branch, :step, :epoch, :rows, :front, :idle, :late, :snapshot, :actions, :ticks, :cursor)
+""").bindparams(
+    *(bindparam(name, type_=JSONB) for name in ("rows", "actions", "ticks")),
+    bindparam("cursor", type_=JSONB(none_as_null=True)),
+)
 
 _SELECT = text("""
-    SELECT step, rows, front, idle, late, snapshot, actions,
+    SELECT step, rows, front, idle, late, snapshot, actions, ticks, cursor,
            (SELECT array_agg(user_hash) FROM learner_action a
             WHERE a.learner = j.learner AND a.branch = j.branch AND a.step = j.step) AS erased,
            EXISTS (SELECT FROM learner_action a
                    WHERE a.learner = j.learner AND a.branch = j.branch AND a.step > j.step) AS thinned
     FROM journal j
     WHERE learner = :learner AND branch = :branch AND step >= :first AND step < :last ORDER BY step LIMIT :limit
+""")
+
+_PLACES = text("""
+    SELECT step, rows, cursor FROM journal
+    WHERE learner = :learner AND branch = :branch AND step = ANY(CAST(:steps AS bigint[])) AND cursor IS NOT NULL
 """)
 
 _DUE = text("""
@@ -122,6 +154,8 @@ def append(connection: Connection, seat: Seat, step: Step) -> None:
         "late": step.late,
         "snapshot": step.snapshot,
         "actions": list(step.actions),
+        "ticks": [list(tick) for tick in step.ticks],
+        "cursor": None if step.cursor is None else {str(stream): offset for stream, offset in step.cursor.items()},
     }
     connection.execute(_INSERT, values)
 
@@ -162,10 +196,21 @@ def steps(
                 actions=tuple(row.actions),
                 erased=frozenset(bytes(user_hash) for user_hash in row.erased or ()),
                 thinned=row.thinned,
+                ticks=tuple((tick[0], tick[1]) for tick in row.ticks),
+                cursor=None if row.cursor is None else _cursor(row.cursor),
             )
         if len(found) < page:
             return
         first = found[-1].step + 1
+
+
+def places(connection: Connection, learner: str, branch: int, numbers: Collection[int]) -> dict[int, Place]:
+    """Where these steps start and which rows they take, by number; those without a start cursor are absent."""
+    values = {"learner": learner, "branch": branch, "steps": list(numbers)}
+    return {
+        row.step: Place(cursor=_cursor(row.cursor), rows=tuple((run[0], run[1], run[2]) for run in row.rows))
+        for row in connection.execute(_PLACES, values)
+    }
 
 
 def after(cursor: Cursor, rows: Sequence[Run]) -> Cursor:
@@ -174,6 +219,10 @@ def after(cursor: Cursor, rows: Sequence[Run]) -> Cursor:
     for stream_id, _, next_offset in rows:
         moved[stream_id] = next_offset
     return moved
+
+
+def _cursor(stored: Mapping[str, int]) -> Cursor:
+    return {int(stream): offset for stream, offset in stored.items()}
 
 
 def _key(seat: Seat) -> dict[str, object]:

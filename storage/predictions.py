@@ -37,8 +37,8 @@ class Issued:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Open:
-    """A subject without an outcome, as of a step."""
+class Kept:
+    """A subject as of a step."""
 
     user: str
     user_id: int
@@ -51,6 +51,8 @@ class Open:
     at: datetime
     features: tuple[float, ...]
     risks: tuple[float, ...]
+    closed: bool
+    """Its outcome was learnt by an earlier step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +81,10 @@ _PUT = text("""
 """)
 
 _COLUMNS = """
-    a.n, u.value AS "user", p.user_id, p.subject, p.step, p.stream_id, p.position, p.at, p.features, p.risks
+    a.n, u.value AS "user", p.user_id, p.subject, p.step, p.stream_id, p.position, p.at, p.features, p.risks,
+    coalesce(p.closed_step < :step, false) AS closed
 """
-_AS_OF = """
-    p.learner = :learner AND p.branch = :branch AND p.step <= :step
-    AND (p.closed_step IS NULL OR p.closed_step >= :step)
-"""
+_AS_OF = "p.learner = :learner AND p.branch = :branch AND p.step <= :step"
 
 _OF_USERS = text(f"""
     SELECT {_COLUMNS}
@@ -158,14 +158,14 @@ def put(connection: Connection, seat: Seat, step: int, task: str, rows: Sequence
 
 def of_users(
     connection: Connection, learner: str, branch: int, step: int, asks: Sequence[tuple[str, int]]
-) -> dict[int, Open]:
-    """Those of the asked subjects (user, subject) that are open as of a step, by their place in `asks`."""
+) -> dict[int, Kept]:
+    """Those of the asked subjects (user, subject) that were handled as of a step, by their place in `asks`."""
     return _found(connection, _OF_USERS, learner, branch, step, asks)
 
 
 def of_numbers(
     connection: Connection, learner: str, branch: int, step: int, asks: Sequence[tuple[int, int]]
-) -> dict[int, Open]:
+) -> dict[int, Kept]:
     """The same, asked by (user's number, subject)."""
     return _found(connection, _OF_NUMBERS, learner, branch, step, asks)
 
@@ -218,17 +218,18 @@ def erase_events(connection: Connection, stream_id: int, positions: Sequence[int
 
 def _found(
     connection: Connection, statement: Any, learner: str, branch: int, step: int, asks: Sequence[tuple[Any, int]]
-) -> dict[int, Open]:
+) -> dict[int, Kept]:
     if not asks:
         return {}
     users, subjects = (list(column) for column in zip(*asks, strict=True))
     values = {**_key(learner, branch), "step": step, "users": users, "subjects": subjects}
-    return {row.n - 1: _open(row._mapping) for row in connection.execute(statement, values)}
+    return {row.n - 1: _kept(row._mapping) for row in connection.execute(statement, values)}
 
 
-def _open(row: RowMapping) -> Open:
-    values = {name: row[name] for name in ("user", "user_id", "subject", "step", "stream_id", "position", "at")}
-    return Open(**values, features=tuple(row["features"]), risks=tuple(row["risks"]))
+def _kept(row: RowMapping) -> Kept:
+    plain = ("user", "user_id", "subject", "step", "stream_id", "position", "at", "closed")
+    values = {name: row[name] for name in plain}
+    return Kept(**values, features=tuple(row["features"]), risks=tuple(row["risks"]))
 
 
 def _key(learner: str, branch: int) -> dict[str, object]:

@@ -15,15 +15,21 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from learners.batch import Batch
 from learners.build import build_cohort
-from learners.cohort import Cohort, CohortReport
+from learners.cohort import Cohort, CohortReport, combined
+from learners.protocol import ForeignState
 from runtime.lifecycle import Refused
 from storage import journal, suppression
-from storage.journal import Step
+from storage.journal import Seat, Step, Tick
 from storage.offsets import Cursor
 from storage.suppression import Suppression
 from streams.histories import Histories
-from streams.merge import LogRow, Merge, concerns
+from streams.merge import LabelRow, LogRow, Merge, Row, concerns
+from streams.outcomes import Outcomes
+
+WAITING = "waiting/"
+"""Before the names of the tensors that hold labels without a subject."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +42,22 @@ class Plan:
     """Of `learners.build.build_cohort`."""
     resolution_us: int
     """Tick of the producers' clocks, microseconds."""
+    horizon_us: int | None = None
+    """Silence, microseconds, that counts as an outcome; None: none does, or no outcomes are learnt."""
 
     def as_json(self) -> dict[str, Any]:
         """As the learner's row and the manifests keep it."""
-        return {"seed": self.seed, "options": self.options, "resolution_us": self.resolution_us}
+        config = {"seed": self.seed, "options": self.options, "resolution_us": self.resolution_us}
+        return config if self.horizon_us is None else {**config, "horizon_us": self.horizon_us}
 
     @classmethod
     def from_json(cls, learner: str, config: dict[str, Any]) -> Plan:
         return cls(
-            learner=learner, seed=config["seed"], options=config["options"], resolution_us=config["resolution_us"]
+            learner=learner,
+            seed=config["seed"],
+            options=config["options"],
+            resolution_us=config["resolution_us"],
+            horizon_us=config.get("horizon_us"),
         )
 
     def fresh(self) -> Cohort:
@@ -55,18 +68,40 @@ class Plan:
 class Course:
     """A cohort, where it stands in the log, and the histories around it."""
 
-    def __init__(self, plan: Plan, cohort: Cohort, cursor: Cursor, *, front: int | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        cohort: Cohort,
+        cursor: Cursor,
+        *,
+        front: int | None,
+        branch: int = 1,
+        seat: Seat | None = None,
+    ) -> None:
         """
         :param cursor: the next offsets to learn; streams not named: from the start of their log.
         :param front: largest record time learnt so far, microseconds.
+        :param branch: of the learner, for what is stored of its predictions.
+        :param seat: the right to store them; None: a repetition that finds them stored.
         """
         self.cohort = cohort
         self.cursor: Cursor = dict(cursor)
         self.front = front
-        self.merge = Merge(cursor)
-        self._erased = suppression.NOBODY
         needs = cohort.needs
+        self.merge = Merge(cursor, labels=needs.task is not None)
+        self._erased = suppression.NOBODY
         self._histories = Histories(last_n=needs.last_n, items_only=needs.items_only, resolution_us=plan.resolution_us)
+        self.outcomes: Outcomes | None = None
+        """None for a learner of events alone."""
+        if needs.task is not None:
+            self.outcomes = Outcomes(
+                self._histories,
+                learner=plan.learner,
+                branch=branch,
+                task=needs.task,
+                horizon_us=plan.horizon_us,
+                seat=seat,
+            )
 
     def pass_over_erased(self, connection: Connection) -> None:
         """From here on rows of or about erased users are not there, whether or not the log still holds them."""
@@ -75,43 +110,77 @@ class Course:
             self._erased = found
             self.merge.pass_over(found)
 
-    def present(self, rows: Iterable[LogRow]) -> list[LogRow]:
+    def present(self, rows: Iterable[Row]) -> list[Row]:
         """Of rows taken before an erasure, those that are left."""
-        return [row for row in rows if not concerns(self._erased, row.user, row.event.other)]
+        named = ((row, row.event.other if isinstance(row, LogRow) else None) for row in rows)
+        return [row for row, other in named if not concerns(self._erased, row.user, other)]
 
     def among(self, hashes: frozenset[bytes]) -> Suppression:
         """Tells whether a name is one of these erased users'; `pass_over_erased` came before."""
         return replace(self._erased, hashes=hashes)
 
     def learn(
-        self, connection: Connection, rows: Sequence[LogRow], *, erased: frozenset[bytes] = frozenset()
+        self,
+        connection: Connection,
+        rows: Sequence[Row],
+        *,
+        erased: frozenset[bytes] = frozenset(),
+        number: int = 0,
+        ticks: Sequence[Tick] = (),
     ) -> CohortReport | None:
-        """Predicts, scores and learns the rows of one step, as the merge gave them.
+        """Predicts, scores and learns the rows of one step, as the merge gave them: events first, outcomes then.
 
         :param erased: by hash, users whom the arms forget first; histories are read anew, as the erasure left them.
+        :param number: of the step, under which predictions of outcomes are stored.
+        :param ticks: silences that count as outcomes.
         """
         if erased:
             self.cohort.forget(self.among(erased))
             self._histories.forget()
-        if not rows:
-            return None
-        report = self.cohort.step(self._histories.batch(connection, rows, self.cursor))
+        events = [row for row in rows if isinstance(row, LogRow)]
+        batch = self._histories.batch(connection, events, self.cursor) if events else None
         self.cursor |= {row.stream_id: row.offset + 1 for row in rows}
         self.front = self.front_after(rows)
-        return report
+        if self.outcomes is None:
+            return self.cohort.step(batch) if batch else None
+        labels = [row for row in rows if isinstance(row, LabelRow)]
+        first, subjects = self._ask(connection, self.outcomes, number, batch, events)
+        due = self.outcomes.due(connection, number, subjects, labels, ticks, self.cursor)
+        if due is None:
+            return first
+        then = self.cohort.mature(due.batch, due.risks)
+        self.outcomes.close(connection, number, due)
+        return combined(first, then)
 
-    def repeat(self, connection: Connection, step: Step) -> tuple[list[LogRow], CohortReport | None]:
+    def _ask(
+        self, connection: Connection, outcomes: Outcomes, number: int, batch: Batch | None, events: Sequence[LogRow]
+    ) -> tuple[CohortReport | None, list[LogRow]]:
+        """What the step's events gave, and those whose outcome was predicted."""
+        asked = None if batch is None else outcomes.ask(batch, events)
+        if asked is None:
+            return None, []
+        report = self.cohort.step(asked[0])
+        assert report.issued is not None
+        outcomes.keep(connection, number, asked[1], report.issued)
+        return report, asked[1]
+
+    def silences(self, connection: Connection) -> tuple[Tick, ...]:
+        """Ticks that the next step takes."""
+        return () if self.outcomes is None else self.outcomes.silences(connection, self.front)
+
+    def repeat(self, connection: Connection, step: Step) -> tuple[list[Row], CohortReport | None]:
         """Runs a journalled step: the same rows in the same order, but those erased since."""
         rows = [row for run in step.rows for row in self.merge.pop_run(connection, run, thinned=step.thinned)]
         self.merge.idle = set(step.idle)
-        return rows, self.learn(connection, rows, erased=step.erased)
+        report = self.learn(connection, rows, erased=step.erased, number=step.number, ticks=step.ticks)
+        return rows, report
 
-    def front_after(self, rows: Iterable[LogRow]) -> int | None:
+    def front_after(self, rows: Iterable[Row]) -> int | None:
         """The front once these rows are learnt."""
         times = [row.record_at for row in rows]
         return max(times if self.front is None else [self.front, *times], default=None)
 
-    def late(self, rows: Iterable[LogRow]) -> int:
+    def late(self, rows: Iterable[Row]) -> int:
         """How many rows of the next step lie behind the front."""
         front, late = self.front, 0
         for row in rows:
@@ -120,12 +189,27 @@ class Course:
         return late
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Everything the cohort is, for a snapshot."""
-        return {name: tensor.contiguous().numpy() for name, tensor in self.cohort.state().items()}
+        """Everything the cohort is, and labels that wait for their subject, for a snapshot."""
+        waiting = {} if self.outcomes is None else self.outcomes.tensors()
+        own = {name: tensor.contiguous().numpy() for name, tensor in self.cohort.state().items()}
+        return own | {f"{WAITING}{name}": array for name, array in waiting.items()}
+
+    def load(self, tensors: dict[str, NDArray[Any]]) -> None:
+        """The inverse of `tensors`.
+
+        :raises ForeignState: they belong to another learner, version or configuration.
+        """
+        waiting = {name.removeprefix(WAITING): array for name, array in tensors.items() if name.startswith(WAITING)}
+        expected = {} if self.outcomes is None else self.outcomes.tensors()
+        if waiting.keys() != expected.keys():
+            raise ForeignState(f"of labels that wait there are {sorted(waiting)}, need {sorted(expected)}")
+        load_tensors(self.cohort, {name: array for name, array in tensors.items() if not name.startswith(WAITING)})
+        if self.outcomes is not None:
+            self.outcomes.load(waiting)
 
 
 def load_tensors(cohort: Cohort, tensors: dict[str, NDArray[Any]]) -> None:
-    """The inverse of `Course.tensors`.
+    """What a snapshot holds of the cohort, into a cohort.
 
     :raises ForeignState: they belong to another learner, version or configuration.
     """

@@ -46,6 +46,23 @@ class _View:
     """It is the first of its instant, and not the user's first event, among those that histories are made of."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class AsOf:
+    """An event to be looked at again, as it was handled."""
+
+    user: str
+    key: int
+    """Digest of the event's identity."""
+    stream_id: int
+    offset: int
+    at: int
+    """Its event time, microseconds since 1970."""
+    before: int
+    """Its history ends before this event time."""
+    seen: Cursor
+    """What came before the event in the order of the merge."""
+
+
 class Histories:
     """Builds batches, step by step in journal order; remembers recent users' histories between steps."""
 
@@ -83,6 +100,45 @@ class Histories:
                 views[n] = shared[n] if shared else self._alone(connection, user, n, rows[n], inside[user], cursor)
         self._remember(inside)
         return self._as_batch(rows, [view for view in views if view is not None], newest)
+
+    def as_of(
+        self, connection: Connection, asks: Sequence[AsOf], cursor: Cursor
+    ) -> list[tuple[SequenceEvent, list[SequenceEvent]] | None]:
+        """Each event, with the history it had when it was handled; None: the event is not there (erased).
+
+        :param cursor: where the step ends whose rows `batch` built last.
+        """
+        self._load(connection, {ask.user for ask in asks}, cursor)
+        found: list[tuple[SequenceEvent, list[SequenceEvent]] | None] = []
+        for ask in asks:
+            event = self._event(connection, ask)
+            found.append(None if event is None else (event, self._history(connection, ask)))
+        return found
+
+    def _event(self, connection: Connection, ask: AsOf) -> SequenceEvent | None:
+        events = self._recent[ask.user].events
+        for event in events[bisect_left(events, (ask.at,)) : bisect_left(events, (ask.at + 1,))]:
+            if event.key == ask.key:
+                return event
+        wanted, here = 4, {ask.stream_id: ask.offset + 1}
+        while True:  # it is the last of its stream; others may share its time
+            [stored] = self._read(connection, [HistoryAsk(user=ask.user, before=ask.at + 1, last_n=wanted)], here)
+            for event in stored:
+                if event.key == ask.key:
+                    return event
+            if len(stored) < wanted or stored[0].at < ask.at:
+                return None
+            wanted *= 4
+
+    def _history(self, connection: Connection, ask: AsOf) -> list[SequenceEvent]:
+        """At most `last_n` events."""
+        recent = self._recent[ask.user]
+        before = recent.events[: bisect_left(recent.events, (ask.before,))]
+        visible = [event for event in before if event.offset < ask.seen.get(event.stream_id, 0)]
+        if recent.complete or len(visible) >= self._last_n:
+            return visible[-self._last_n :]
+        [stored] = self._read(connection, [HistoryAsk(user=ask.user, before=ask.before, last_n=self._last_n)], ask.seen)
+        return list(stored)
 
     def forget(self) -> None:
         """Lets go what is remembered between steps: histories are read from Postgres again."""

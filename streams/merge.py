@@ -9,13 +9,14 @@ depends on the clock) never decides twice.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Container, Iterable
-from typing import NamedTuple
+from collections.abc import Collection, Container, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from sqlalchemy import Connection
 
+from contracts import topics
 from contracts.identity import event_key
 from storage import log, offsets, sequences
 from storage.journal import Run
@@ -40,17 +41,41 @@ class LogRow(NamedTuple):
     """As it stands in the user's own sequence."""
 
 
+class LabelRow(NamedTuple):
+    """An accepted label. The leading four fields are the order of the merge, the same as those of events."""
+
+    record_at: int
+    topic: str
+    partition: int
+    offset: int
+    stream_id: int
+    user: str
+    known_at: int
+    """When the outcome became known, microseconds since 1970."""
+    task: str
+    subject: str | None
+    """Id of the user's event it speaks of; None: of the user as a whole."""
+    ref_time: int
+    """A prediction of it may use what happened strictly before this time."""
+    value: float
+
+
+Row = LogRow | LabelRow
+
+
 class Merge:
     """Where a learner stands in the log, and what comes next."""
 
-    def __init__(self, cursor: Cursor) -> None:
+    def __init__(self, cursor: Cursor, *, labels: bool = False) -> None:
         """
         :param cursor: stream id -> the next offset to take; streams not named start where their log starts.
+        :param labels: labels are merged too, not events alone.
         """
         self.cursor: Cursor = dict(cursor)
         self.idle: set[int] = set()
         """Streams passed by."""
         self._readers: dict[int, _Reader] = {}
+        self._topics = {*sequences.KIND_OF_TOPIC, *((topics.LABELS,) if labels else ())}
         self._erased: Container[str] = frozenset()
 
     def pass_over(self, erased: Container[str]) -> None:
@@ -63,7 +88,7 @@ class Merge:
         starts: Cursor | None = None
         news = False
         for row in offsets.streams(connection):
-            if row.stream.topic not in sequences.KIND_OF_TOPIC:
+            if row.stream.topic not in self._topics:
                 continue
             reader = self._readers.get(row.stream_id)
             if reader is None:
@@ -93,7 +118,7 @@ class Merge:
         """Goes on without these streams until they yield."""
         self.idle.update(stream_ids)
 
-    def pop(self) -> LogRow | None:
+    def pop(self) -> Row | None:
         """Takes the next row; None while a stream is behind, or nothing is left in memory (see `refresh`)."""
         if self.behind() or any(reader.needs_load for reader in self._readers.values()):
             return None
@@ -104,7 +129,7 @@ class Merge:
         self._take(row)
         return row
 
-    def pop_run(self, connection: Connection, run: Run, *, thinned: bool = False) -> list[LogRow]:
+    def pop_run(self, connection: Connection, run: Run, *, thinned: bool = False) -> list[Row]:
         """Takes the rows of a journalled run again.
 
         :param thinned: some may have been erased since.
@@ -114,7 +139,7 @@ class Merge:
         if stream_id not in self._readers:
             self.refresh(connection)
         reader = self._readers.get(stream_id)
-        rows: list[LogRow] = []
+        rows: list[Row] = []
         while reader is not None:
             reader.load(connection)
             head = reader.head()
@@ -140,7 +165,7 @@ class Merge:
         """Offsets between the cursor and what the log holds."""
         return sum(max(0, r.watermark - self.cursor[stream_id]) for stream_id, r in self._readers.items())
 
-    def _take(self, row: LogRow) -> None:
+    def _take(self, row: Row) -> None:
         self._readers[row.stream_id].drop_head()
         self.idle.discard(row.stream_id)
         self.cursor[row.stream_id] = row.offset + 1
@@ -157,7 +182,7 @@ class _Reader:
         self._start = start
         self._loaded_to = start
         self._table: pa.Table | None = None
-        self._rows: deque[LogRow] = deque()
+        self._rows: deque[Row] = deque()
         self.watermark = row.next_offset
         self.end: int | None = None
         self.retired = row.retired
@@ -191,7 +216,7 @@ class _Reader:
                 return False
         return True
 
-    def head(self) -> LogRow | None:
+    def head(self) -> Row | None:
         return self._rows[0] if self._rows and self._rows[0].offset < self._limit else None
 
     def drop_head(self) -> None:
@@ -206,16 +231,23 @@ class _Reader:
             return
         raise log.BrokenChain(f"stream {self._stream_id}: no log segment covers offset {self._loaded_to}")
 
-    def _slice(self) -> list[LogRow]:
+    def _slice(self) -> Sequence[Row]:
         assert self._table is not None
         part, rest = self._table.slice(0, _SLICE), self._table.slice(_SLICE)
         self._table = rest if rest.num_rows else None
-        return self._rows_of(part)
+        return self._labels_of(part) if self._topic == topics.LABELS else self._events_of(part)
 
-    def _rows_of(self, table: pa.Table) -> list[LogRow]:
+    def _labels_of(self, table: pa.Table) -> list[LabelRow]:
+        names = ("record_at", "offset", "user", "at", "task", "subject", "ref_time", "value")
+        return [
+            LabelRow(record_at, self._topic, self._partition, offset, self._stream_id, user, *label)
+            for record_at, offset, user, *label in zip(*_columns(table, names), strict=True)
+            if not concerns(self._erased, user, None)
+        ]
+
+    def _events_of(self, table: pa.Table) -> list[LogRow]:
         names = ("record_at", "at", "offset", "event_id", "user", "type", "item", "amount", "currency", "other")
-        times = {"record_at", "at"}
-        columns = [(table[n].cast(pa.int64()) if n in times else table[n]).to_pylist() for n in names]
+        columns = _columns(table, names)
         topic, partition, stream_id, kind = (
             self._topic,
             self._partition,
@@ -236,12 +268,18 @@ class _Reader:
         ]  # fmt: skip
 
 
+def _columns(table: pa.Table, names: Sequence[str]) -> list[list[Any]]:
+    """Python values; times in microseconds."""
+    times = {"record_at", "at", "ref_time"}
+    return [(table[name].cast(pa.int64()) if name in times else table[name]).to_pylist() for name in names]
+
+
 def concerns(users: Container[str], user: str, other: str | None) -> bool:
     """Whether an event of `user`, which may name somebody else, is of or about one of `users`."""
     return user in users or other in users
 
 
-def runs_of(rows: Iterable[LogRow]) -> tuple[Run, ...]:
+def runs_of(rows: Iterable[Row]) -> tuple[Run, ...]:
     """Rows as the journal keeps them: neighbours of one stream become one run."""
     runs: list[Run] = []
     for row in rows:

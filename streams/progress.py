@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from confluent_kafka import KafkaError, Message
 
@@ -17,7 +17,7 @@ from runtime.lifecycle import Stop, Transient
 from storage import log
 from storage.journal import Seat, Step
 from storage.registry import snapshot_id
-from streams.merge import LogRow
+from streams.merge import LogRow, Row
 
 WAIT_S = 1.0
 """`flush` waits so long in silence."""
@@ -48,29 +48,32 @@ class ProgressLedger:
         self._given_up: KafkaError | None = None
         self._sums: dict[tuple[str, str], Tally] = {}
 
-    def tell(self, seat: Seat, step: Step, rows: list[LogRow], report: CohortReport) -> None:
+    def tell(self, seat: Seat, step: Step, rows: Sequence[Row], report: CohortReport) -> None:
         """Queues the record of a step; a repeated step repeats its id."""
         for arm, losses in report.losses.items():
             for loss, tally in losses.items():
                 self._sums[arm, loss] = self._sums.get((arm, loss), Tally()) + tally
                 if tally.count:
                     metrics.train_loss.set(tally.mean, seat.learner, arm, loss)
+        events = [row.event for row in rows if isinstance(row, LogRow)]
+        front = step.front or log.time_of(0)
+        times = [log.time_of(event.at) for event in events] or [front]
         record = Progress(
             learner=seat.learner,
             branch=seat.branch,
             step=step.number,
             rows=len(rows),
             late=step.late,
-            first_event_at=log.time_of(min(row.event.at for row in rows)),
-            last_event_at=log.time_of(max(row.event.at for row in rows)),
-            front=step.front or log.time_of(0),
+            first_event_at=min(times),
+            last_event_at=max(times),
+            front=front,
             losses={
                 arm: {loss: LossSum(sum=tally.sum, rows=tally.count) for loss, tally in losses.items()}
                 for arm, losses in report.losses.items()
             },
             actions=list(report.actions),
             snapshot=snapshot_id(seat.learner, seat.branch, step.number + 1) if step.snapshot else None,
-            types=dict(Counter(row.event.type for row in rows)),
+            types=dict(Counter(event.type for event in events)),
             confidence=confidence_of(report),
             prompts=dict(report.retrieved),
         )

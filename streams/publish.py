@@ -15,7 +15,7 @@ from runtime.lifecycle import Refused
 from storage import log, registry, snapshots
 from storage.journal import Seat
 from storage.registry import Snapshot, snapshot_id
-from streams.course import Course, Plan, device_class, load_tensors
+from streams.course import Course, Plan, device_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,18 +105,20 @@ def publish(
     return Published(id=new_id, sha256=sha256, size=sum(tensor.nbytes for tensor in tensors.values()))
 
 
-def restore(plan: Plan, snapshot: Snapshot, folder: Path) -> Course:
+def restore(plan: Plan, snapshot: Snapshot, folder: Path, *, seat: Seat | None = None) -> Course:
     """A live snapshot as a course, ready to go on.
+
+    :param seat: of who goes on; None: a repetition that changes nothing in Postgres.
 
     :raises BadSnapshot: its file is missing, cut, changed or foreign.
     :raises ForeignState: its tensors are not this learner's.
     """
     assert snapshot.sha256 is not None, "live snapshots have a digest"
     tensors, _ = snapshots.read(folder, snapshot.id, sha256=snapshot.sha256)
-    cohort = plan.fresh()
-    load_tensors(cohort, tensors)
     front = None if snapshot.front is None else log.microseconds_of(snapshot.front)
-    return Course(plan, cohort, snapshot.cursor, front=front)
+    course = Course(plan, plan.fresh(), snapshot.cursor, front=front, branch=snapshot.branch, seat=seat)
+    course.load(tensors)
+    return course
 
 
 def actions_before(snapshot: Snapshot) -> tuple[str, ...]:

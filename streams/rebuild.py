@@ -14,7 +14,7 @@ from storage import log, registry, snapshots
 from storage.journal import Step
 from storage.registry import Snapshot
 from streams.course import Course, Plan, check_actions, device_class, journalled, make_deterministic
-from streams.merge import LogRow
+from streams.merge import Row
 from streams.publish import actions_before, restore
 
 
@@ -56,7 +56,8 @@ def replay_journal(connection: Connection, snapshot_id: str, folder: Path, *, th
         )
     plan = Plan.from_json(target.learner, manifest["config"])
     if target.parent is None:
-        course, first, actions = Course(plan, plan.fresh(), {}, front=None), 0, tuple[str, ...]()
+        course = Course(plan, plan.fresh(), {}, front=None, branch=target.branch)
+        first, actions = 0, tuple[str, ...]()
     else:
         course, parent = _from_parent(plan, parent, target, folder)
         first, actions = parent.step, actions_before(parent)
@@ -92,7 +93,7 @@ def _reproducible(snapshot: Snapshot | None, snapshot_id: str) -> Snapshot:
     return snapshot
 
 
-def _repeat(connection: Connection, course: Course, step: Step) -> tuple[list[LogRow], CohortReport | None]:
+def _repeat(connection: Connection, course: Course, step: Step) -> tuple[list[Row], CohortReport | None]:
     try:
         return course.repeat(connection, step)
     except log.BrokenChain as error:

@@ -8,13 +8,14 @@ error memory is dropped whole and the same way is taken. See `protocol.md` of th
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
 
 from contracts import topics
+from learners.build import OUTCOME
 from learners.cohort import CohortReport
 from learners.protocol import ForeignState
 from runtime import kafka, metrics
@@ -25,11 +26,12 @@ from runtime.settings import TrainSettings
 from runtime.telemetry import Health
 from storage import journal, log, offsets, registry, snapshots, suppression
 from storage.engine import Unavailable, mapped_errors, open_engine
-from storage.journal import Seat, Step
+from storage.journal import Seat, Step, Tick
 from storage.offsets import Cursor, Fenced
 from storage.snapshots import BadSnapshot
 from streams.course import Course, Plan, check_actions, journalled, make_deterministic
-from streams.merge import LogRow, runs_of
+from streams.merge import Row, runs_of
+from streams.outcomes import Handled
 from streams.progress import ProgressLedger
 from streams.publish import Published, actions_before, publish, restore
 from streams.signatures import writer_for
@@ -61,6 +63,10 @@ class Totals:
     """Users forgotten because an erasure asked for it; one may be told twice, at its beginning and its end."""
     signatures: int = 0
     """Users' signature tables written for scoring."""
+    labels: int = 0
+    """Learnt; those that wait for their subject, or are passed over, are not among them."""
+    ticks: int = 0
+    """Silences learnt as negative labels."""
     learn_s: float = 0.0
     """Seconds spent building batches and learning."""
 
@@ -144,12 +150,7 @@ class Lesson:
         self._totals = totals
         self._ledger = ProgressLedger(kafka_config)
         self._kafka = kafka_config
-        self._plan = Plan(
-            learner=settings.learner,
-            seed=settings.seed,
-            options={"warmup_events": settings.warmup_events},
-            resolution_us=round(settings.clock_resolution_s * 1_000_000),
-        )
+        self._plan = plan_of(settings)
         self._seat = self._take_seat()
         self._parent: str | None = None
         self._next = 0
@@ -159,6 +160,8 @@ class Lesson:
         self._thinned = False
         """Steps were repeated without rows that were erased: what the learner says of them may differ."""
         self._erasure_due = False
+        self._ticks: tuple[Tick, ...] = ()
+        """Silences that the next step takes."""
         self._course = self._restore()
         self._signatures = writer_for(self._seat, self._course.cohort)
         if self._signatures and self._parent is not None:
@@ -193,14 +196,14 @@ class Lesson:
             found = registry.newest_live(self._connection, self._seat.learner, branch=self._seat.branch, limit=100)
         for snapshot in found:
             try:
-                course = restore(self._plan, snapshot, self._folder)
+                course = restore(self._plan, snapshot, self._folder, seat=self._seat)
             except (BadSnapshot, ForeignState) as error:
                 _log.error("train.bad_snapshot", snapshot=snapshot.id, error=str(error))
                 continue
             self._parent, self._next = snapshot.id, snapshot.step
             self._actions = actions_before(snapshot)
             return course
-        return Course(self._plan, self._plan.fresh(), {}, front=None)
+        return Course(self._plan, self._plan.fresh(), {}, front=None, branch=self._seat.branch, seat=self._seat)
 
     # -- the work --
 
@@ -212,10 +215,10 @@ class Lesson:
         self._repeat()
         if self._next < self._seat.next_step:
             return  # asked to stop on the way: the next start repeats what is left
-        ends = Ends(self._kafka) if once else None
+        ends = Ends(self._kafka, labels=self._course.outcomes is not None) if once else None
         while not self._stop.is_set():
             rows = self._gather(ends)
-            if rows or self._erasure_due:
+            if rows or self._ticks or self._erasure_due:
                 self._run_new(rows)
             elif ends is not None and self._course.merge.at_ends():
                 break
@@ -246,10 +249,12 @@ class Lesson:
             self._finish(step, rows, report, started)
             self._tell_readiness()
 
-    def _gather(self, ends: Ends | None) -> list[LogRow]:
+    def _gather(self, ends: Ends | None) -> list[Row]:
         """The rows of the next step, in merge order; as many as there are when time is up."""
         merge = self._course.merge
-        rows: list[LogRow] = []
+        rows: list[Row] = []
+        with self._connection.begin():
+            self._ticks = self._course.silences(self._connection)
         self._write_signatures()
         began = blocked = time.monotonic()
         while len(rows) < self._settings.step_rows:
@@ -259,6 +264,7 @@ class Lesson:
                 rows.append(row)
                 continue
             if self._stop.is_set():
+                self._ticks = ()
                 return []  # not journalled, so never taken
             with self._connection.begin():
                 news = merge.refresh(self._connection)
@@ -268,7 +274,7 @@ class Lesson:
             now = time.monotonic()
             if news:
                 continue
-            if self._erasure_due:
+            if self._erasure_due or (self._ticks and not rows):
                 break
             if ends is not None:
                 if merge.at_ends():
@@ -284,9 +290,10 @@ class Lesson:
             self._stop.wait(POLL_S)
         return rows
 
-    def _run_new(self, rows: list[LogRow], *, snapshot: bool = False) -> None:
+    def _run_new(self, rows: list[Row], *, snapshot: bool = False) -> None:
         """Journals a step, then runs it."""
         course, self._erasure_due = self._course, False
+        ticks, self._ticks = self._ticks, ()
         with self._connection.begin():
             suppression.share(self._connection)  # whoever is erased from now on is so before the next step
             course.pass_over_erased(self._connection)
@@ -302,13 +309,15 @@ class Lesson:
                 snapshot=snapshot or bool(erased) or self._snapshot_due(),
                 actions=self._actions,
                 erased=erased,
+                ticks=ticks,
+                cursor=None if course.outcomes is None else dict(course.cursor),
             )
             journal.append(self._connection, self._seat, step)
         failpoint("train.after_journal")
         started = time.perf_counter()
         failpoint("train.before_step")
         with self._connection.begin():
-            report = course.learn(self._connection, rows, erased=erased)
+            report = course.learn(self._connection, rows, erased=erased, number=step.number, ticks=ticks)
         failpoint("train.after_step")
         self._finish(step, rows, report, started)
 
@@ -317,7 +326,7 @@ class Lesson:
         since = time.monotonic() - self._snapshot_at
         return since >= (every if self._parent else min(every, FIRST_SNAPSHOT_S))
 
-    def _finish(self, step: Step, rows: list[LogRow], report: CohortReport | None, started: float) -> None:
+    def _finish(self, step: Step, rows: list[Row], report: CohortReport | None, started: float) -> None:
         """What follows a step, new or repeated."""
         learner, seconds = self._seat.learner, time.perf_counter() - started
         self._next = step.number + 1
@@ -336,6 +345,8 @@ class Lesson:
             metrics.train_front.set(self._course.front / 1e6, learner)
         if step.erased:
             self._forgot(step)
+        if self._course.outcomes is not None:
+            self._tell_outcomes(self._course.outcomes.handled)
         if report is not None:
             self._ledger.tell(self._seat, step, rows, report)
             if self._signatures:
@@ -349,6 +360,14 @@ class Lesson:
         if self._signatures:
             self._signatures.forget(self._course.among(step.erased))
         _log.info("train.forgot", users=len(step.erased), step=step.number)
+
+    def _tell_outcomes(self, handled: Handled) -> None:
+        self._totals.labels += handled.learnt
+        self._totals.ticks += handled.silent
+        metrics.train_labels.inc(handled.learnt, self._seat.learner, "learnt")
+        metrics.train_labels.inc(handled.waiting, self._seat.learner, "waiting")
+        metrics.train_labels.inc(handled.passed_over, self._seat.learner, "passed_over")
+        metrics.train_ticks.inc(handled.silent, self._seat.learner)
 
     def _take_snapshot(self) -> None:
         """Tries until it stands: without its file the learner must not go on as if it were saved."""
@@ -369,6 +388,9 @@ class Lesson:
         self._totals.snapshot_id, self._totals.sha256 = done.id, done.sha256
         metrics.snapshots.inc(1, self._seat.learner)
         metrics.snapshot_bytes.set(done.size, self._seat.learner)
+        if self._course.outcomes is not None:
+            with self._connection.begin():
+                metrics.open_subjects.set(self._course.outcomes.count_open(self._connection), self._seat.learner)
         _log.info("train.snapshot", snapshot=done.id, sha256=done.sha256)
 
     def _publish(self) -> Published | None:
@@ -422,11 +444,29 @@ class Lesson:
         )
 
 
+def plan_of(settings: TrainSettings) -> Plan:
+    """What the settings make of a learner."""
+    plan = Plan(
+        learner=settings.learner,
+        seed=settings.seed,
+        options={"warmup_events": settings.warmup_events},
+        resolution_us=round(settings.clock_resolution_s * 1_000_000),
+    )
+    if settings.learner not in OUTCOME:
+        return plan
+    days = settings.horizon_days.get(settings.task)
+    horizon_us = None if days is None else round(days * 86_400_000_000)
+    return replace(plan, options={"task": settings.task}, horizon_us=horizon_us)
+
+
 class Ends:
     """Where the topics ended when a bounded run began."""
 
-    def __init__(self, config: KafkaConfig) -> None:
-        topics_here = kafka.describe(config, list(topics.EVENTS))
+    def __init__(self, config: KafkaConfig, *, labels: bool) -> None:
+        """
+        :param labels: of the topic of labels too, not of those of events alone.
+        """
+        topics_here = kafka.describe(config, [*topics.EVENTS, *((topics.LABELS,) if labels else ())])
         client = kafka.consumer(config, group="driftline-ends")
         try:
             self._highs = {

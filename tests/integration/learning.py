@@ -43,6 +43,22 @@ class Given(NamedTuple):
     type: str = "click"
     other: str | None = None
     item: str | None = None
+    amount: int | None = None
+    """Millionths of a euro."""
+
+
+class Told(NamedTuple):
+    """A label that was accepted. Times in microseconds since 1970."""
+
+    offset: int
+    record_at: int
+    known_at: int
+    user: str
+    subject: str | None
+    """Id of the event it speaks of: "<topic>-<partition>-<offset>"."""
+    ref_time: int
+    value: float = 1.0
+    task: str = "fraud"
 
 
 class Scribe:
@@ -65,17 +81,19 @@ class Scribe:
     def stream_id(self, place: Place) -> int:
         return self._claims[place].stream_id
 
-    def write(self, place: Place, rows: Sequence[Given], *, next_offset: int | None = None, known: bool = True) -> None:
+    def write(
+        self, place: Place, rows: Sequence[Given | Told], *, next_offset: int | None = None, known: bool = True
+    ) -> None:
         """One segment, up to its last row or to `next_offset`.
 
         :param known: the events stand in their users' sequences too.
         """
         claim, first = self._claims[place], self.next[place]
         end = next_offset if next_offset is not None else rows[-1].offset + 1
-        table = _table(place, rows)
+        table = _labels(place, rows) if place[0] == topics.LABELS else _table(place, rows)
         counts = log.Counts(read=len(rows), accepted=len(rows))
         log.append(self._connection, [log.NewSegment(claim=claim, first=first, next=end, counts=counts, rows=table)])
-        if known and rows:
+        if known and rows and place[0] in sequences.KIND_OF_TOPIC:
             kind = sequences.KIND_OF_TOPIC[place[0]]
             new = sequences.NewEvents(claim=claim, first_offset=first, topic_kind=kind, rows=table)
             sequences.append(self._connection, [new], self._vocabulary)
@@ -125,7 +143,7 @@ class School:
             (topic.topic, partition): Stream(
                 topic=topic.topic, partition=partition, topic_id=topic.topic_id, cluster_id=topic.cluster_id
             )
-            for topic in kafka.describe(config, list(topics.EVENTS)).values()
+            for topic in kafka.describe(config, [*topics.EVENTS, topics.LABELS]).values()
             for partition in range(topic.partitions)
         }
 
@@ -171,7 +189,7 @@ class School:
 
     def forget(self) -> None:
         """The log stays; learners, journals, snapshots and their files are gone."""
-        self.query("TRUNCATE learner, learner_action, journal, snapshot")
+        self.query("TRUNCATE learner, learner_action, journal, snapshot, prediction")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.health.set_ready("train", False, "starting")
 
@@ -247,7 +265,23 @@ class StopAtLook(Stop):
         return super().is_set()
 
 
-def _table(place: Place, rows: Sequence[Given]) -> pa.Table:
+def _labels(place: Place, rows: Sequence[Any]) -> pa.Table:
+    columns: dict[str, list[Any]] = {
+        "offset": [row.offset for row in rows],
+        "record_at": [log.time_of(row.record_at) for row in rows],
+        "at": [log.time_of(row.known_at) for row in rows],
+        "event_id": [f"{place[0]}-{place[1]}-{row.offset}" for row in rows],
+        "user": [row.user for row in rows],
+        "task": [row.task for row in rows],
+        "subject": [row.subject for row in rows],
+        "ref_time": [log.time_of(row.ref_time) for row in rows],
+        "value": [row.value for row in rows],
+        "source": ["test"] * len(rows),
+    }
+    return pa.table(columns, schema=log.LABEL_ROWS)
+
+
+def _table(place: Place, rows: Sequence[Any]) -> pa.Table:
     n = len(rows)
     columns: dict[str, list[Any]] = {
         "offset": [row.offset for row in rows],
@@ -257,8 +291,8 @@ def _table(place: Place, rows: Sequence[Given]) -> pa.Table:
         "user": [row.user for row in rows],
         "type": [row.type for row in rows],
         "item": [row.item for row in rows],
-        "amount": [None] * n,
-        "currency": [None] * n,
+        "amount": [row.amount for row in rows],
+        "currency": [None if row.amount is None else "EUR" for row in rows],
         "other": [row.other for row in rows],
         "source": ["test"] * n,
     }

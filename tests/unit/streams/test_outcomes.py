@@ -1,0 +1,371 @@
+"""Late labels and silence against a plain reading of the rule: which step learns what, and what it may see.
+
+The context of an outcome is what its subject's own prediction saw: what came before the subject in the order of the
+merge, strictly before the reference time. An outcome is learnt in the first step that covers label and subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, text
+
+from contracts.identity import event_key
+from contracts.topics import LABELS, PAYMENT, USER
+from learners.baselines.risk import columns
+from learners.batch import Batch, TargetKind
+from learners.cohort import Cohort, CohortReport
+from storage import journal, log, predictions, snapshots
+from storage.engine import open_engine
+from storage.journal import Seat, Step
+from storage.vocabulary import Vocabulary
+from streams.course import Course, Plan, make_deterministic
+from streams.merge import LabelRow, LogRow, Merge, Row, runs_of
+from tests.integration.learning import Given, Place, Scribe, Told, streams_of, undone
+
+SECOND = 1_000_000
+LAST_N = 4
+HORIZON = 30 * SECOND
+PLAN = Plan(learner="risk", seed=0, options={"last_n": LAST_N, "prior": 0.1}, resolution_us=SECOND)
+SILENT = Plan(**{**vars(PLAN), "horizon_us": HORIZON})
+PLACES: list[Place] = [(PAYMENT, 0), (PAYMENT, 1), (USER, 0), (LABELS, 0)]
+property_test = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+class Happening(NamedTuple):
+    """A payment or a visit, and what is told of it."""
+
+    payment: bool
+    user: str
+    shop: str
+    late: int
+    """Seconds by which its event time lies before its record time."""
+    delay: int | None
+    """Seconds of record time from it to its label, below 0 for a label that comes first; None: nobody tells."""
+    early_ref: int
+    """Seconds by which the label's reference time lies before the event."""
+    y: float
+
+
+happenings = st.builds(
+    Happening,
+    payment=st.sampled_from([True, True, True, False]),
+    user=st.sampled_from(["ann", "ann", "bob", "cem"]),
+    shop=st.sampled_from(["deli", "books"]),
+    late=st.sampled_from([0, 0, 0, 1, 7]),
+    delay=st.one_of(st.none(), st.integers(-9, 60), st.integers(0, 20)),
+    early_ref=st.sampled_from([0, 0, 0, 0, 5]),
+    y=st.sampled_from([0.0, 1.0]),
+)
+worlds = st.lists(happenings, min_size=2, max_size=30)
+cuts = st.sets(st.integers(1, 59), max_size=14)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    make_deterministic(1)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def connection(database: str) -> Iterator[Connection]:
+    engine = open_engine(database, application_name="test")
+    with engine.connect() as made:
+        yield made
+
+
+def record_us(number: int) -> int:
+    """Record time of the n-th happening, two seconds after the one before."""
+    return (1000 + 2 * number) * SECOND
+
+
+def written(connection: Connection, world: Sequence[Happening]) -> list[Row]:
+    """The world in the log, as the merge gives it back."""
+    scribe, labels = Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES)), []
+    rows: dict[Place, list[Given | Told]] = {place: [] for place in PLACES}
+    for number, one in enumerate(world):
+        place = (PAYMENT, ord(one.user[0]) % 2) if one.payment else (USER, 0)
+        offset, at = len(rows[place]), record_us(number) - one.late * SECOND
+        amount = (7 * number % 50 + 1) * 10**6 if one.payment else None
+        rows[place].append(
+            Given(offset, record_us(number), at, one.user, "paid", one.shop if one.payment else None, amount=amount)
+        )
+        if one.delay is not None:
+            told_at = record_us(number) + one.delay * SECOND
+            subject, ref_time = f"{place[0]}-{place[1]}-{offset}", at - one.early_ref * SECOND
+            labels.append(Told(0, told_at, told_at, one.user, subject, ref_time, one.y))
+    ordered = sorted(labels, key=lambda told: told.record_at)
+    rows[LABELS, 0] = [told._replace(offset=offset) for offset, told in enumerate(ordered)]
+    for place, some in rows.items():
+        if some:
+            scribe.write(place, some)
+    merge, found = Merge({}, labels=True), list[Row]()
+    merge.refresh(connection)
+    merge.set_ends(scribe.ends())
+    while (row := merge.pop()) is not None:
+        found.append(row)
+    assert len(found) == len(world) + len(labels)
+    return found
+
+
+def steps_of(rows: Sequence[Row], cut: set[int]) -> list[Sequence[Row]]:
+    ends = sorted({*(at for at in cut if at < len(rows)), len(rows)})
+    return [rows[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class Watched(Cohort):
+    """Notes what it is asked."""
+
+    def __init__(self, plain: Cohort) -> None:
+        super().__init__(plain.learner, {"risk_rate": plain.arms["reference.risk_rate"]}, parties=plain.parties)
+        self.asked: dict[int, tuple[list[float], list[int]]] = {}
+        """Event -> (columns, keys of the history it may see), when it was predicted."""
+        self.matured: list[tuple[int, list[float], list[int], float, float]] = []
+        """(event, columns, history, outcome, known at), in the order of learning."""
+
+    def _take(self, batch: Batch, census: Batch | None) -> CohortReport:
+        x = columns(batch.context, batch.query, last_n=LAST_N).tolist()
+        for n, key in enumerate(batch.origin.key.tolist()):
+            start = int(batch.context.offsets[batch.query.stack[n]])
+            end = start + int(batch.query.visible[n])
+            seen = batch.context.key[max(start, end - LAST_N) : end].tolist()
+            if batch.target.kind is TargetKind.EVENT:
+                self.asked[key] = (x[n], seen)
+            else:
+                assert batch.target.y is not None
+                self.matured.append((key, x[n], seen, float(batch.target.y[n]), float(batch.target.at[n])))
+        return super()._take(batch, census)
+
+
+class Walk:
+    """A course that journals each step ahead and runs it, as `train` does."""
+
+    def __init__(self, connection: Connection, plan: Plan) -> None:
+        self.connection = connection
+        self.seat: Seat = journal.take_seat(connection, learner="risk", version="1", config={})[0]
+        self.cohort = Watched(plan.fresh())
+        self.course = Course(plan, self.cohort, {}, front=None, seat=self.seat)
+        self.steps: list[Step] = []
+        self.learnt: list[list[int]] = []
+        """Events whose outcome each step learnt."""
+
+    def step(self, rows: Sequence[Row]) -> None:
+        ticks = self.course.silences(self.connection)
+        step = Step(
+            number=len(self.steps), rows=runs_of(rows), front=None, idle=(), late=0, snapshot=False, actions=(),
+            ticks=ticks, cursor=dict(self.course.cursor),
+        )  # fmt: skip
+        journal.append(self.connection, self.seat, step)
+        self.steps.append(step)
+        before = len(self.cohort.matured)
+        self.course.learn(self.connection, rows, number=step.number, ticks=ticks)
+        self.learnt.append([key for key, *_ in self.cohort.matured[before:]])
+
+    def table(self) -> list[Any]:
+        return list(self.connection.execute(text("SELECT * FROM prediction ORDER BY user_id, subject")))
+
+
+def subject_of(row: LabelRow) -> int:
+    assert row.subject is not None
+    return event_key(PAYMENT, row.user, row.subject)
+
+
+def history_of(rows: Sequence[Row], number: int, before: int) -> list[int]:
+    """The rule: the last events of the user that came earlier in the merge and lie strictly before the time."""
+    row = rows[number]
+    own = [other for other in rows[:number] if isinstance(other, LogRow) and other.user == row.user]
+    return [event.key for event in sorted(one.event for one in own if one.event.at < before)][-LAST_N:]
+
+
+def expected_of(rows: Sequence[Row], steps: Sequence[Sequence[Row]]) -> dict[int, tuple[int, list[int], float]]:
+    """Event -> (step that learns its outcome, what it may see, outcome); the first label in the merge counts."""
+    step_of = {id(row): number for number, step in enumerate(steps) for row in step}
+    paid = {row.event.key: n for n, row in enumerate(rows) if isinstance(row, LogRow) and row.topic == PAYMENT}
+    found: dict[int, tuple[int, list[int], float]] = {}
+    for label in rows:
+        if isinstance(label, LabelRow) and (key := subject_of(label)) in paid and key not in found:
+            place = paid[key]
+            step = max(step_of[id(label)], step_of[id(rows[place])])
+            found[key] = (step, history_of(rows, place, label.ref_time), label.value)
+    return found
+
+
+@given(worlds, cuts)
+@property_test
+def test_an_outcome_is_learnt_in_the_first_step_that_covers_both_and_sees_what_its_subject_saw(
+    connection: Connection, world: list[Happening], cut: set[int]
+) -> None:
+    with undone(connection):
+        rows, walk = written(connection, world), Walk(connection, PLAN)
+        steps = steps_of(rows, cut)
+        for step in steps:
+            walk.step(step)
+        expected = expected_of(rows, steps)
+        learnt = {key: number for number, keys in enumerate(walk.learnt) for key in keys}
+        assert learnt == {key: step for key, (step, _, _) in expected.items()}
+        assert len(walk.cohort.matured) == len(expected), "each is learnt once"
+        for key, x, seen, y, _ in walk.cohort.matured:
+            assert (seen, y) == expected[key][1:]
+            if seen == walk.cohort.asked[key][1] and on_time(rows, key):
+                assert x == walk.cohort.asked[key][0], "to the bit"
+        waiting = walk.course.tensors()["waiting/waiting"]
+        told = {subject_of(row) for row in rows if isinstance(row, LabelRow)}
+        assert set(waiting[:, 0].tolist()) == told - set(expected), "labels of visits wait for a payment"
+
+
+def on_time(rows: Sequence[Row], key: int) -> bool:
+    """Whether the label's reference time is its event's own time."""
+    at = next(row.event.at for row in rows if isinstance(row, LogRow) and row.event.key == key)
+    return any(isinstance(row, LabelRow) and subject_of(row) == key and row.ref_time == at for row in rows)
+
+
+@given(worlds, cuts, st.integers(0, 14))
+@property_test
+def test_a_course_repeated_from_any_step_gives_the_same_bytes_and_the_same_rows(
+    connection: Connection, world: list[Happening], cut: set[int], taken_up_at: int
+) -> None:
+    with undone(connection):
+        rows, walk = written(connection, world), Walk(connection, SILENT)
+        steps = steps_of(rows, cut)
+        taken_up_at = min(taken_up_at, len(steps) - 1)
+        for number, step in enumerate(steps):
+            if number == taken_up_at:
+                tensors, cursor, front = walk.course.tensors(), dict(walk.course.cursor), walk.course.front
+                tensors = {name: array.copy() for name, array in tensors.items()}
+            walk.step(step)
+        while walk.course.silences(connection):
+            walk.step([])
+        before = walk.table()
+        for seat in (walk.seat, None):
+            again = Course(SILENT, SILENT.fresh(), cursor, front=front, seat=seat)
+            again.load(tensors)
+            for stored in journal.steps(connection, "risk", 1, taken_up_at, len(walk.steps)):
+                assert stored.ticks == walk.steps[stored.number].ticks
+                again.repeat(connection, stored)
+            assert snapshots.digest(again.tensors()) == snapshots.digest(walk.course.tensors())
+            assert walk.table() == before
+
+
+@given(worlds, cuts)
+@property_test
+def test_silence_to_the_horizon_is_a_negative_label_once_and_whoever_speaks_later_is_not_heard(
+    connection: Connection, world: list[Happening], cut: set[int]
+) -> None:
+    with undone(connection):
+        rows, walk = written(connection, world), Walk(connection, SILENT)
+        fronts = list[int]()
+        for step in steps_of(rows, cut):
+            fronts.append(-1 if walk.course.front is None else walk.course.front)
+            walk.step(step)
+        while walk.course.silences(connection):
+            assert walk.course.front is not None
+            fronts.append(walk.course.front)
+            walk.step([])
+        at = {row.event.key: row.event.at for row in rows if isinstance(row, LogRow) and row.topic == PAYMENT}
+        ticked = {subject: step.number for step in walk.steps for _, subject in step.ticks}
+        keys = [key for key, *_ in walk.cohort.matured]
+        assert len(keys) == len(set(keys))
+        for key, number in ticked.items():
+            assert fronts[number] >= at[key] + HORIZON
+        for key, _, _, y, known_at in walk.cohort.matured:
+            silent = key in ticked and known_at == at[key] + HORIZON and y == 0.0
+            assert silent or any(
+                isinstance(row, LabelRow) and subject_of(row) == key and (row.value, row.known_at) == (y, known_at)
+                for row in rows
+            )
+        assert walk.course.front is not None
+        open_ = set(at) - set(keys)
+        assert all(at[key] + HORIZON > walk.course.front for key in open_)
+        assert predictions.count_open(connection, "risk", 1) == len(open_)
+
+
+def test_of_two_labels_the_first_counts_and_those_of_other_tasks_or_of_users_are_passed_over(
+    connection: Connection,
+) -> None:
+    with undone(connection):
+        rows = written(connection, [Happening(True, "ann", "deli", 0, 5, 0, 1.0)] * 2)
+        walk = Walk(connection, PLAN)
+        [first, second] = [row for row in rows if isinstance(row, LabelRow)]
+        walk.step([row for row in rows if isinstance(row, LogRow)])
+        more = [
+            first,
+            second._replace(task="default"),
+            second._replace(subject=None),
+            first._replace(value=0.0),
+        ]
+        walk.step([row._replace(offset=n) for n, row in enumerate(more)])
+        assert walk.course.outcomes is not None
+        handled = walk.course.outcomes.handled
+        assert (handled.learnt, handled.passed_over, handled.waiting) == (1, 3, 0)
+        walk.step([first._replace(offset=4, value=0.0)])
+        assert (handled.learnt, walk.course.outcomes.handled.passed_over) == (1, 1)
+        assert [y for *_, y, _ in walk.cohort.matured] == [1.0]
+
+
+def test_a_time_leap_closes_the_silent_in_portions_oldest_first(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.outcomes.TICKS", 3)
+    with undone(connection):
+        quiet = Happening(True, "ann", "deli", 0, None, 0, 0.0)
+        rows, walk = written(connection, [quiet] * 30), Walk(connection, SILENT)
+        walk.step(rows)
+        closed = []
+        while ticks := walk.course.silences(connection):
+            walk.step([])
+            closed.append([key for _, key in ticks])
+        due = [row.event.key for row in rows if isinstance(row, LogRow) and row.event.at + HORIZON <= record_us(29)]
+        assert [len(keys) for keys in closed] == [3, 3, 3, 3, 3]
+        assert [key for keys in closed for key in keys] == due
+
+
+def test_what_waits_is_let_go_when_too_much_waits(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.outcomes.WAITING", 2)
+    with undone(connection):
+        walk = Walk(connection, PLAN)
+        label = LabelRow(0, LABELS, 0, 0, 9, "ann", 5, "fraud", "unknown-0", 1, 1.0)
+        walk.step([label._replace(offset=n, subject=f"unknown-{n}") for n in range(3)])
+        waiting = walk.course.tensors()["waiting/waiting"][:, 0].tolist()
+        assert waiting == [event_key(PAYMENT, "ann", f"unknown-{n}") for n in (1, 2)]
+
+
+def test_a_history_beyond_what_is_remembered_is_read_as_it_was(connection: Connection) -> None:
+    """Between subject and label the user paid so often that memory no longer reaches back."""
+    with undone(connection):
+        first = [Happening(True, "ann", "deli", 0, None, 0, 0.0)] * 6
+        told = Happening(True, "ann", "books", 0, 170, 0, 1.0)
+        rows = written(connection, [*first, told, *([Happening(True, "ann", "deli", 3, None, 0, 0.0)] * 60)])
+        walk = Walk(connection, PLAN)
+        for start in range(0, len(rows), 5):
+            walk.step(rows[start : start + 5])
+        [(key, x, seen, y, _)] = walk.cohort.matured
+        assert (x, seen) == walk.cohort.asked[key]
+        assert (len(seen), y) == (LAST_N, 1.0)
+
+
+def means(losses: Mapping[str, Any]) -> dict[str, float]:
+    return {name: tally.mean for name, tally in losses.items() if tally.count}
+
+
+def test_the_headline_is_the_stored_prediction(connection: Connection) -> None:
+    with undone(connection):
+        rows, walk = written(connection, [Happening(True, "ann", "deli", 0, 3, 0, 1.0)] * 12), Walk(connection, PLAN)
+        walk.step(rows[:12])
+        connection.execute(text("UPDATE prediction SET risks = '{0.5,0.25}' WHERE closed_step IS NULL"))
+        stack = [row for row in rows[12:] if isinstance(row, LabelRow)]
+        report = walk.course.learn(connection, stack, number=0)
+        assert report is not None
+        assert means(report.losses["learner"])["risk"] == pytest.approx(np.log(2.0))
+        assert means(report.losses["reference.risk_rate"])["risk"] == pytest.approx(np.log(4.0))
+        assert log.time_of(stack[0].known_at) in {row.known_at for row in walk.table()}
