@@ -1,10 +1,14 @@
 """How fast `driftline score` answers, alone and crowded, with and without models being swapped.
 
     python -m benchmarks.scoring --json build/bench/scoring.json
+    python -m benchmarks.scoring --learner sdim --json build/bench/scoring-sdim.json
 
 Postgres, the server (a process of its own) and the clients share this machine. Clients are closed loops over
 kept-open connections: each sends its next request when its answer is there. Ratios mean more than figures,
-which depend on what else the machine does.
+which depend on what else the machine does. With SDIM requests name CANDIDATES items each, every user has a signature
+table that lacks the last few events, and with each swap the item vectors are others: the tables of the users seen
+last are written anew behind it, as many in 5 s as `train` writes, the rest are built from sequences.
+`benchmarks.scoring_histories` measures SDIM's answers by length of history.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection as Pipe
@@ -28,23 +32,20 @@ from typing import Any, Final
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import torch
-from sqlalchemy import text
 
+from benchmarks.scoring_worlds import CATALOGUE, Row, World, next_event_states, ranking_states, shopping
 from benchmarks.servers import create_database, postgres
-from learners.build import build, build_cohort
-from learners.synthetic import random_batch, random_histories
+from learners.build import build
+from learners.synthetic import random_histories
 from runtime.lifecycle import Stop
 from runtime.settings import ScoreSettings
 from runtime.telemetry import Health, configure_logging
-from scoring.questions import Question, query_of
+from scoring import interests
+from scoring.questions import Question, candidates_of, query_of
 from scoring.score import Score
-from storage import journal, log, migrate, offsets, registry, sequences, snapshots
-from storage.engine import open_engine
-from storage.offsets import Advance, Stream
+from storage import histories, migrate, offsets
 from storage.sequences import HistoryAsk
-from storage.vocabulary import Vocabulary
 
 USERS: Final = 5_000
 EVENTS: Final = 48
@@ -54,7 +55,11 @@ CLIENTS: Final = (1, 8, 64)
 SWAP_CLIENTS: Final = 8
 SWAP_EVERY_S: Final = 5.0
 QUANTILES: Final = (0.1, 0.5, 0.9)
-STATES: Final = 4
+CANDIDATES: Final = 50
+NEW_EVENTS: Final = 3
+"""Behind the cursor of each user's table."""
+PORTION: Final = 256
+"""Tables that `train` writes in SWAP_EVERY_S."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,109 +80,112 @@ class Run:
         return self.requests / self.seconds
 
 
-class World:
-    """Sequences and snapshots as `ingest` and `train` would have left them."""
+class Asked:
+    """A filled world, and what is asked of it."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url, self.folder = url, folder
-        self._engine = open_engine(url, application_name="benchmark")
-        self._step = 0
-        cohort = build_cohort("prompttpp")
-        self._states = []
-        for seed in range(STATES):
-            cohort.step(random_batch(seed, 32, 24))
-            self._states.append({name: tensor.numpy().copy() for name, tensor in cohort.state().items()})
-        self.snapshot_bytes = sum(array.nbytes for array in self._states[0].values())
+    def __init__(self, url: str, folder: Path, learner: str) -> None:
+        ranks = learner == "sdim"
+        states = ranking_states({}) if ranks else next_event_states()
+        self.world = World(url, folder, learner=learner, states=states, options={})
+        self._ranks = ranks
+        self._bought: dict[str, list[Row]] = {}
+        self._next_offset = 0
+        self._names = [f"user-{n}" for n in range(USERS)]
 
     def fill(self) -> None:
-        histories = random_histories(7, USERS, EVENTS)
-        vocabulary = Vocabulary(self._engine)
+        if self._ranks:
+            self._bought = shopping(7, self._names, EVENTS)
+            rows = list(self._bought.values())
+        else:
+            found = random_histories(7, USERS, EVENTS)
+            rows = [
+                [Row(user, int(at), str(name)) for at, name in zip(history.at, history.type, strict=True)]
+                for user, history in zip(self._names, found, strict=True)
+            ]
         share = EVENTS // BATCHES
         for batch in range(BATCHES):
-            part = slice(batch * share, (batch + 1) * share)
-            rows = [
-                (f"user-{n}", at, name)
-                for n, h in enumerate(histories)
-                for at, name in zip(h.at[part], h.type[part], strict=True)
-            ]
-            with self._engine.begin() as connection:
-                offsets.register(connection, {_STREAM: 0})
-                (claim,) = offsets.claim(connection, offsets.streams(connection))
-                first, after = claim.next_offset, claim.next_offset + len(rows)
-                table = _table(rows, first)
-                counts = log.Counts(read=len(rows), accepted=len(rows))
-                segment = log.NewSegment(claim=claim, first=first, next=after, counts=counts, rows=table)
-                log.append(connection, [segment])
-                new = sequences.NewEvents(claim=claim, first_offset=first, topic_kind=sequences.USER, rows=table)
-                sequences.append(connection, [new], vocabulary)
-                offsets.advance(connection, [Advance(claim=claim, first=first, next=after)])
-
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE"))  # as autovacuum would within a minute
+            self._next_offset = self.world.write(
+                [one for own in rows for one in own[batch * share : (batch + 1) * share]]
+            )
+        self.world.publish()
+        if self._ranks:
+            self.world.write_tables(self.world.published(), self._bought, self._next_offset)
+            newer = shopping(8, self._names, EVENTS + NEW_EVENTS).values()
+            self.world.write([one for own in newer for one in own[EVENTS:]])
+        self.world.settle()
 
     def publish(self) -> None:
-        """Makes the next snapshot live."""
-        self._step += 1
-        tensors = self._states[self._step % STATES]
-        sha256 = snapshots.digest(tensors)
-        config = {"seed": 0, "options": {}}
-        snapshot = registry.Snapshot(
-            id=registry.snapshot_id("prompttpp", 1, self._step),
-            learner="prompttpp",
-            branch=1,
-            step=self._step,
-            parent=None,
-            status="writing",
-            pinned=False,
-            irreproducible=False,
-            cursor={},
-            front=None,
-            sha256=None,
-            manifest=None,
-            created_at=_NOW,
-            live_at=None,
-        )
-        manifest = {
-            "schema_version": 1,
-            "learner": "prompttpp",
-            "learner_version": "1",
-            "config": config,
-            "sha256": sha256,
-        }
-        with self._engine.begin() as connection:
-            seat, _ = journal.take_seat(connection, learner="prompttpp", version="1", config=config)
-            registry.begin(connection, seat, snapshot)
-            snapshots.write(self.folder, snapshot.id, tensors, manifest)
-            registry.make_live(connection, seat, snapshot.id, sha256=sha256, manifest=manifest)
+        """The next snapshot, and a portion of tables of its version."""
+        self.world.publish()
+        if self._ranks:
+            some = random.Random(self.world.step).sample(self._names, PORTION)
+            self.world.write_tables(
+                self.world.published(), {user: self._bought[user] for user in some}, self._next_offset
+            )
+
+    def restore(self) -> None:
+        """Every user's table again, of the version that serves."""
+        if self._ranks:
+            self.world.write_tables(self.world.published(), self._bought, self._next_offset)
+            self.world.settle()
+
+    def body(self, choice: random.Random) -> bytes:
+        """A request."""
+        user = "nobody" if choice.random() < 0.01 else choice.choice(self._names)
+        if not self._ranks:
+            return json.dumps({"user_id": user}).encode()
+        return json.dumps({"user_id": user, "candidates": some_items(choice, CANDIDATES), "top": 10}).encode()
 
     def bare_pass_ms(self, rows: int) -> dict[str, float]:
-        """Milliseconds of the two things an answer cannot do without: reading histories, and the model's pass."""
-        learner = build("prompttpp")
-        learner.load(
-            {
-                n.removeprefix("learner/"): torch.from_numpy(a)
-                for n, a in self._states[0].items()
-                if n.startswith("learner/")
-            }
-        )
-        learner.load(learner.serving_state())
-        questions = [Question(f"user-{n}", None) for n in range(rows)]
-        asks = [HistoryAsk(user=q.user, before=2**62, last_n=learner.needs.last_n) for q in questions]
+        """Milliseconds of the two things an answer cannot do without: reading user state, and the model's pass."""
+        questions = [Question(name, None) for name in self._names[:rows]]
+        one = self._bare_ranking(questions) if self._ranks else self._bare_next_event(questions)
         reads, passes = [], []
-        with self._engine.connect() as connection:
-            cursor = offsets.watermark(connection)
-            for _ in range(9):
-                started = time.perf_counter()
-                histories = sequences.histories(connection, asks, cursor)
-                read = time.perf_counter()
-                learner.predict(*query_of(questions, histories, QUANTILES))
-                reads.append(read - started)
-                passes.append(time.perf_counter() - read)
+        for _ in range(9):
+            started = time.perf_counter()
+            found = one[0]()
+            read = time.perf_counter()
+            one[1](found)
+            reads.append(read - started)
+            passes.append(time.perf_counter() - read)
         return {"read_ms": 1e3 * median(reads), "pass_ms": 1e3 * median(passes)}
+
+    def _bare_next_event(self, questions: Sequence[Question]) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+        learner = build("prompttpp")
+        tensors = {name: torch.from_numpy(array) for name, array in self.world.state.items()}
+        learner.load({n.removeprefix("learner/"): t for n, t in tensors.items() if n.startswith("learner/")})
+        learner.load(learner.serving_state())
+        asks = [HistoryAsk(user=q.user, before=q.before, last_n=learner.needs.last_n) for q in questions]
+
+        def read() -> Any:
+            with self.world.engine.connect() as connection:
+                return histories.read(connection, asks, offsets.watermark(connection))
+
+        return read, lambda found: learner.predict(*query_of(questions, found, QUANTILES))
+
+    def _bare_ranking(self, questions: Sequence[Question]) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+        published, choice = self.world.published(), random.Random(1)
+        candidates = candidates_of([some_items(choice, CANDIDATES) for _ in questions])
+
+        def read() -> Any:
+            with self.world.engine.connect() as connection:
+                return interests.read(connection, published=published, learner="sdim", questions=questions)
+
+        def rank(found: Any) -> Any:
+            shorts = interests.context_of([one.short for one in found])
+            return published.rank_rows([one.table for one in found], shorts, candidates)
+
+        return read, rank
+
+
+def some_items(choice: random.Random, count: int) -> list[str]:
+    """Of the catalogue."""
+    return [f"item {number}" for number in choice.sample(range(CATALOGUE), count)]
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--learner", choices=("prompttpp", "sdim"), default="prompttpp")
     arguments.add_argument("--json", type=Path, help="file for the figures")
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--seconds", type=float, default=5.0, help="of one run; those with swaps take 12 s")
@@ -187,20 +195,23 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, postgres(Path(folder)) as admin:
         os.chmod(folder, 0o755)
-        world = World(create_database(admin, "scoring"), Path(folder) / "snapshots")
-        migrate.upgrade(world.url)
-        world.fill()
-        world.publish()
-        bare = {rows: world.bare_pass_ms(rows) for rows in CLIENTS}
-        with _server(world) as port:
-            asyncio.run(_measure(port, clients=8, seconds=2.0))
+        url = create_database(admin, "scoring")
+        migrate.upgrade(url)
+        asked = Asked(url, Path(folder) / "snapshots", given.learner)
+        asked.fill()
+        bare = {rows: asked.bare_pass_ms(rows) for rows in CLIENTS}
+        with server(asked.world) as port:
+            asyncio.run(_measure(port, asked, clients=8, seconds=2.0))
             runs = []
             for _ in range(given.runs):
-                runs += [asyncio.run(_measure(port, clients=n, seconds=given.seconds)) for n in CLIENTS]
+                runs += [asyncio.run(_measure(port, asked, clients=n, seconds=given.seconds)) for n in CLIENTS]
+                # Swaps come last in a round: behind them most tables are of versions that serve no more.
                 runs += [
-                    asyncio.run(_measure(port, clients=SWAP_CLIENTS, seconds=12.0, world=w)) for w in (None, world)
+                    asyncio.run(_measure(port, asked, clients=SWAP_CLIENTS, seconds=12.0, swap=swap))
+                    for swap in (False, True)
                 ]
-    report = _report(runs, bare, busy=busy, snapshot_bytes=world.snapshot_bytes)
+                asked.restore()
+    report = _report(runs, bare, busy=busy, snapshot_bytes=asked.world.snapshot_bytes)
     print(_table_of(report))
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
@@ -211,10 +222,11 @@ def main() -> None:
 
 
 @contextmanager
-def _server(world: World) -> Iterator[int]:
+def server(world: World) -> Iterator[int]:
+    """Port of a `score` over the world, while the block runs."""
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(world.url, world.folder, theirs))
+    process = context.Process(target=_serve, args=(world.url, world.folder, world.learner, theirs))
     process.start()
     try:
         port: int = ours.recv()
@@ -225,10 +237,10 @@ def _server(world: World) -> Iterator[int]:
         process.join(15)
 
 
-def _serve(url: str, folder: Path, pipe: Pipe) -> None:
+def _serve(url: str, folder: Path, learner: str, pipe: Pipe) -> None:
     configure_logging("console", "warning", process="score")
-    stop, health = Stop(), Health()
-    score = Score(postgres_url=url, snapshots=folder, settings=ScoreSettings(port=0), health=health, stop=stop)
+    stop, health, settings = Stop(), Health(), ScoreSettings(port=0, learner=learner)
+    score = Score(postgres_url=url, snapshots=folder, settings=settings, health=health, stop=stop)
     pipe.send(score.port)
     with stop.on_signals():
         score.run()
@@ -237,16 +249,16 @@ def _serve(url: str, folder: Path, pipe: Pipe) -> None:
 # -- the clients --
 
 
-async def _measure(port: int, *, clients: int, seconds: float, world: World | None = None) -> Run:
-    """Closed loops for `seconds`; with a world a newer snapshot goes live every SWAP_EVERY_S."""
-    await _until_ready(port)
+async def _measure(port: int, asked: Asked, *, clients: int, seconds: float, swap: bool = False) -> Run:
+    """Closed loops for `seconds`; with swaps a newer snapshot goes live every SWAP_EVERY_S."""
+    await until_ready(port)
     end = time.perf_counter() + seconds
-    swapping = asyncio.create_task(_swap(world, end))
-    loops = [_client(port, end, random.Random(seed)) for seed in range(clients)]
+    swapping = asyncio.create_task(_swap(asked if swap else None, end))
+    loops = [_client(port, end, asked, random.Random(seed)) for seed in range(clients)]
     waits = np.concatenate(await asyncio.gather(*loops)) * 1e3
     return Run(
         clients=clients,
-        swap_every_s=SWAP_EVERY_S if world else None,
+        swap_every_s=SWAP_EVERY_S if swap else None,
         seconds=seconds,
         requests=len(waits),
         swaps=await swapping,
@@ -256,12 +268,11 @@ async def _measure(port: int, *, clients: int, seconds: float, world: World | No
     )
 
 
-async def _client(port: int, end: float, choice: random.Random) -> list[float]:
+async def _client(port: int, end: float, asked: Asked, choice: random.Random) -> list[float]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     waits = []
     while (started := time.perf_counter()) < end:
-        user = "nobody" if choice.random() < 0.01 else f"user-{choice.randrange(USERS)}"
-        status, _ = await _request(reader, writer, "POST /v1/score", json.dumps({"user_id": user}).encode())
+        status, _ = await request(reader, writer, "POST /v1/score", asked.body(choice))
         if status != 200:
             raise RuntimeError(f"a request was answered {status}")
         waits.append(time.perf_counter() - started)
@@ -270,7 +281,7 @@ async def _client(port: int, end: float, choice: random.Random) -> list[float]:
     return waits
 
 
-async def _request(
+async def request(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, what: str, body: bytes = b""
 ) -> tuple[int, bytes]:
     writer.write(f"{what} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -279,19 +290,19 @@ async def _request(
     return int(head.split()[1]), await reader.readexactly(size)
 
 
-async def _until_ready(port: int) -> None:
+async def until_ready(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while (await _request(reader, writer, "GET /readyz"))[0] != 200:
+    while (await request(reader, writer, "GET /readyz"))[0] != 200:
         await asyncio.sleep(0.05)
     writer.close()
     await writer.wait_closed()
 
 
-async def _swap(world: World | None, end: float) -> int:
+async def _swap(asked: Asked | None, end: float) -> int:
     swaps = 0
-    while world is not None and time.perf_counter() + SWAP_EVERY_S < end:
+    while asked is not None and time.perf_counter() + SWAP_EVERY_S < end:
         await asyncio.sleep(SWAP_EVERY_S / 2 if swaps == 0 else SWAP_EVERY_S)
-        await asyncio.to_thread(world.publish)
+        await asyncio.to_thread(asked.publish)
         swaps += 1
     return swaps
 
@@ -351,30 +362,6 @@ def _table_of(report: dict[str, Any]) -> str:
     ]
     lines += [f"{value:>8.2f}  {name}" for name, value in report["ratios"].items()]
     return "\n".join([*lines, f"machine busy before: {report['machine']['busy_before_percent']:.0f} %"])
-
-
-_STREAM = Stream(topic="events.user", partition=0, topic_id="benchmark", cluster_id="benchmark")
-_NOW = log.time_of(0)
-
-
-def _table(rows: Sequence[tuple[str, int, str]], first: int) -> pa.Table:
-    n = len(rows)
-    times = pa.array([at for _, at, _ in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
-    none = pa.nulls(n, pa.string())
-    columns = [
-        pa.array(range(first, first + n), pa.int64()),
-        times,
-        times,
-        pa.array([str(first + i) for i in range(n)]),
-        pa.array([user for user, _, _ in rows]),
-        pa.array([name for _, _, name in rows]),
-        none,
-        pa.nulls(n, pa.int64()),
-        none,
-        none,
-        pa.array(["benchmark"] * n),
-    ]
-    return pa.table(columns, schema=log.EVENT_ROWS)
 
 
 if __name__ == "__main__":

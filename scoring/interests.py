@@ -49,13 +49,15 @@ class Interest:
         return int(self.short.at[-1]) if len(self.short) else None
 
 
-def read(connection: Connection, *, published: Published, learner: str, asks: Sequence[Question]) -> list[Interest]:
+def read(
+    connection: Connection, *, published: Published, learner: str, questions: Sequence[Question]
+) -> list[Interest]:
     """One interest a question, of all that this transaction sees.
 
     :param published: the version that serves; rows of others are as if they were not there.
     """
     version = Version(learner=learner, embedding=published.embedding, hash_id=published.hash_id)
-    rows = signatures.read(connection, version, [ask.user for ask in asks])
+    rows = signatures.read(connection, version, [ask.user for ask in questions])
     c = published.config
     seen = _behaviours(
         connection,
@@ -63,15 +65,17 @@ def read(connection: Connection, *, published: Published, learner: str, asks: Se
             BehaviourAsk(user=ask.user, before=ask.before, newest=c.short_n, behind=rows[ask.user].cursor)
             if ask.user in rows
             else BehaviourAsk(user=ask.user, before=ask.before, newest=c.last_n)
-            for ask in asks
+            for ask in questions
         ],
     )
     found = [
         _topped_up(published, ask, rows[ask.user], events) if ask.user in rows else _built(published, events)
-        for ask, events in zip(asks, seen, strict=True)
+        for ask, events in zip(questions, seen, strict=True)
     ]
     stale = [
-        BehaviourAsk(user=a.user, before=a.before, newest=c.last_n) for a, i in zip(asks, found, strict=True) if not i
+        BehaviourAsk(user=a.user, before=a.before, newest=c.last_n)
+        for a, i in zip(questions, found, strict=True)
+        if not i
     ]
     whole = iter(_behaviours(connection, stale))
     return [interest or _built(published, next(whole)) for interest in found]

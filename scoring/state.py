@@ -54,7 +54,7 @@ class StateReader:
 
     def interests(self, published: Published, questions: Sequence[Question]) -> Seen[Interest]:
         """Signature tables of one version of the item vectors, brought to the watermark."""
-        read = partial(interests.read, published=published, learner=self._learner, asks=questions)
+        read = partial(interests.read, published=published, learner=self._learner, questions=questions)
         return self._seen(lambda connection, _: read(connection))
 
     def _seen(self, read: Callable[[Connection, Cursor], list[T]]) -> Seen[T]:

@@ -1,0 +1,219 @@
+"""Sequences, snapshots and signature tables as `ingest` and `train` would have left them, for `benchmarks.scoring`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from sqlalchemy import text
+
+from learners.build import build, build_cohort
+from learners.coding import below, prefixed
+from learners.cohort import LEARNER
+from learners.models.sdim import SDIMConfig
+from learners.ranking.online import SDIM
+from learners.ranking.published import Published, next_version, serving
+from learners.synthetic import random_batch
+from learners.vocabulary import rows_for
+from storage import journal, log, offsets, registry, sealing, sequences, signatures, snapshots
+from storage.engine import open_engine
+from storage.offsets import Advance, Stream
+from storage.signatures import StoredSignature, Version
+from storage.vocabulary import Space, Vocabulary
+
+STATES: Final = 4
+"""States that snapshots take in turn, each with weights (and item vectors) of its own."""
+CATALOGUE: Final = 20_000
+State = dict[str, NDArray[Any]]
+
+_STREAM = Stream(topic="events.user", partition=0, topic_id="benchmark", cluster_id="benchmark")
+_NOW = log.time_of(0)
+
+
+class Row(NamedTuple):
+    """An event to come. `at` in microseconds since 1970."""
+
+    user: str
+    at: int
+    type: str
+    item: str | None = None
+
+
+class World:
+    """A database and a folder of snapshots of one learner."""
+
+    def __init__(
+        self, url: str, folder: Path, *, learner: str, states: Sequence[State], options: Mapping[str, Any]
+    ) -> None:
+        self.url, self.folder, self.learner, self.states = url, folder, learner, states
+        self.engine = open_engine(url, application_name="benchmark")
+        self._options = dict(options)
+        self._version = build(learner).version
+        self._vocabulary = Vocabulary(self.engine)
+        self._step = 0
+        self.snapshot_bytes = sum(array.nbytes for array in states[0].values())
+
+    @property
+    def step(self) -> int:
+        """Of the newest snapshot."""
+        return self._step
+
+    @property
+    def state(self) -> State:
+        """Of the newest snapshot."""
+        return self.states[self._step % len(self.states)]
+
+    def write(self, rows: Sequence[Row]) -> int:
+        """One committed batch; the next offset behind it."""
+        with self.engine.begin() as connection:
+            offsets.register(connection, {_STREAM: 0})
+            (claim,) = offsets.claim(connection, offsets.streams(connection))
+            first, after = claim.next_offset, claim.next_offset + len(rows)
+            table = _table(rows, first)
+            counts = log.Counts(read=len(rows), accepted=len(rows))
+            segment = log.NewSegment(claim=claim, first=first, next=after, counts=counts, rows=table)
+            log.append(connection, [segment])
+            new = sequences.NewEvents(claim=claim, first_offset=first, topic_kind=sequences.USER, rows=table)
+            sequences.append(connection, [new], self._vocabulary)
+            offsets.advance(connection, [Advance(claim=claim, first=first, next=after)])
+        return after
+
+    def seal(self, users: Sequence[str]) -> None:
+        """As `maintain` does."""
+        with self.engine.begin() as connection:
+            sealing.seal(connection, list(self._vocabulary.known(Space.USER, list(users)).values()))
+
+    def settle(self) -> None:
+        """As autovacuum would within a minute."""
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE"))
+
+    def publish(self) -> None:
+        """Makes the next snapshot live."""
+        self._step += 1
+        sha256 = snapshots.digest(self.state)
+        config = {"seed": 0, "options": self._options}
+        snapshot = registry.Snapshot(
+            id=registry.snapshot_id(self.learner, 1, self._step),
+            learner=self.learner,
+            branch=1,
+            step=self._step,
+            parent=None,
+            status="writing",
+            pinned=False,
+            irreproducible=False,
+            cursor={},
+            front=None,
+            sha256=None,
+            manifest=None,
+            created_at=_NOW,
+            live_at=None,
+        )
+        manifest = {
+            "schema_version": 1,
+            "learner": self.learner,
+            "learner_version": self._version,
+            "config": config,
+            "sha256": sha256,
+        }
+        with self.engine.begin() as connection:
+            seat, _ = journal.take_seat(connection, learner=self.learner, version=self._version, config=config)
+            registry.begin(connection, seat, snapshot)
+            snapshots.write(self.folder, snapshot.id, self.state, manifest)
+            registry.make_live(connection, seat, snapshot.id, sha256=sha256, manifest=manifest)
+
+    def published(self) -> Published:
+        """What the newest snapshot of a ranking learner serves."""
+        tensors = {name: torch.from_numpy(tensor) for name, tensor in self.state.items()}
+        return serving(below(f"{LEARNER}/", tensors), SDIMConfig(**self._options))
+
+    def write_tables(self, published: Published, histories: Mapping[str, Sequence[Row]], next_offset: int) -> None:
+        """Rows of the serving cache that hold these events, all of a user's below the offset."""
+        version = Version(learner=self.learner, embedding=published.embedding, hash_id=published.hash_id)
+        last_n, reserve = published.config.last_n, published.config.reserve
+        with self.engine.begin() as connection:
+            (stream,) = offsets.streams(connection)
+            found = []
+            for user, rows in histories.items():
+                kept = rows[-last_n:]
+                table = published.table([str(row.item) for row in kept])
+                found.append(
+                    StoredSignature(
+                        user=user,
+                        cursor={stream.stream_id: next_offset},
+                        events=len(kept),
+                        last_at=kept[-1].at,
+                        oldest=tuple((row.at, str(row.item)) for row in kept[:reserve]),
+                        sums=table.sums,
+                        counts=table.counts,
+                    )
+                )
+            signatures.put(connection, version, found)
+
+
+def next_event_states() -> list[State]:
+    """Of PromptTPP with its references."""
+    cohort, found = build_cohort("prompttpp"), []
+    for seed in range(STATES):
+        cohort.step(random_batch(seed, 32, 24))
+        found.append(_arrays(cohort.state()))
+    return found
+
+
+def ranking_states(options: Mapping[str, Any]) -> list[State]:
+    """Of SDIM, as large as after a catalogue of CATALOGUE items was learnt, each with item vectors of its own.
+
+    Drawn, not learnt: what an answer costs does not depend on what the vectors are.
+    """
+    learner, found = SDIM(SDIMConfig(**options)), list[State]()
+    names = [f"item {number}" for number in range(CATALOGUE)]
+    learnt = {f"{LEARNER}/table": torch.zeros(rows_for(CATALOGUE + 1), learner.config.width)}
+    published = learner.published
+    for seed in range(STATES):
+        draw = torch.Generator().manual_seed(seed)
+        vectors = torch.randn(CATALOGUE + 1, learner.config.width, generator=draw) * 0.1
+        published = next_version(published, names, vectors, torch.zeros(CATALOGUE + 1), published.weights)
+        state = {**learner.serving_state(), **prefixed("published.", published.state())}
+        found.append(_arrays({**prefixed(f"{LEARNER}/", state), **learnt}))
+    return found
+
+
+def shopping(seed: int, users: Iterable[str], events: int) -> dict[str, list[Row]]:
+    """So many purchases of each user, a minute apart, of items of the catalogue."""
+    rng = np.random.default_rng(seed)
+    return {
+        user: [
+            Row(user, (n + 1) * 60_000_000, "purchase", f"item {item}")
+            for n, item in enumerate(rng.integers(0, CATALOGUE, events).tolist())
+        ]
+        for user in users
+    }
+
+
+def _arrays(state: Mapping[str, torch.Tensor]) -> State:
+    return {name: tensor.numpy().copy() for name, tensor in state.items()}
+
+
+def _table(rows: Sequence[Row], first: int) -> pa.Table:
+    n = len(rows)
+    times = pa.array([row.at for row in rows], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    none = pa.nulls(n, pa.string())
+    columns = [
+        pa.array(range(first, first + n), pa.int64()),
+        times,
+        times,
+        pa.array([str(first + i) for i in range(n)]),
+        pa.array([row.user for row in rows]),
+        pa.array([row.type for row in rows]),
+        pa.array([row.item for row in rows], pa.string()),
+        pa.nulls(n, pa.int64()),
+        none,
+        none,
+        pa.array(["benchmark"] * n),
+    ]
+    return pa.table(columns, schema=log.EVENT_ROWS)
