@@ -55,18 +55,14 @@ class World:
         self._options = dict(options)
         self._version = build(learner).version
         self._vocabulary = Vocabulary(self.engine)
-        self._step = 0
-        self.snapshot_bytes = sum(array.nbytes for array in states[0].values())
-
-    @property
-    def step(self) -> int:
+        self.step = 0
         """Of the newest snapshot."""
-        return self._step
+        self.snapshot_bytes = sum(array.nbytes for array in states[0].values())
 
     @property
     def state(self) -> State:
         """Of the newest snapshot."""
-        return self.states[self._step % len(self.states)]
+        return self.states[self.step % len(self.states)]
 
     def write(self, rows: Sequence[Row]) -> int:
         """One committed batch; the next offset behind it."""
@@ -95,14 +91,14 @@ class World:
 
     def publish(self) -> None:
         """Makes the next snapshot live."""
-        self._step += 1
+        self.step += 1
         sha256 = snapshots.digest(self.state)
         config = {"seed": 0, "options": self._options}
         snapshot = registry.Snapshot(
-            id=registry.snapshot_id(self.learner, 1, self._step),
+            id=registry.snapshot_id(self.learner, 1, self.step),
             learner=self.learner,
             branch=1,
-            step=self._step,
+            step=self.step,
             parent=None,
             status="writing",
             pinned=False,

@@ -1,4 +1,4 @@
-"""`driftline score`: what comes next for a user, and when, over HTTP and Kafka.
+"""`driftline score`: what comes next for a user and when, or how candidates rank, over HTTP and Kafka.
 
 Four threads and one asynchronous edge: the edge (`web`) and the reader of `scores.requests` put requests into one
 intake, the engine takes them out in batches and answers, the shelf puts newer models in place, and this thread
@@ -10,6 +10,7 @@ from the newest live snapshot and from user state as of one watermark; see `prot
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from pathlib import Path
 
@@ -38,6 +39,9 @@ LATELY_S = 5.0
 KAFKA_S, DRAIN_S, SEND_S, SHELF_S = 2.0, 3.0, 1.0, 1.0
 """Seconds left, at a stop, to Kafka's requests in hand, to HTTP's taken in, to replies being sent, to a model being
 built."""
+SWITCH_S = 0.0005
+"""Python's threads take turns so often. By default a model being built keeps an answer waiting for 5 ms each time that
+it comes back from Postgres."""
 
 _log = structlog.get_logger(__name__)
 
@@ -112,6 +116,7 @@ class Score:
         """
         torch.set_num_threads(self._settings.threads)
         torch.use_deterministic_algorithms(True)
+        sys.setswitchinterval(SWITCH_S)
         # What lives for ever need not be walked again and again: each walk would be somebody's slow answer.
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
