@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from driftline.commands import (
+    alarms,
     erase,
     example,
     letters,
@@ -44,7 +45,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=example("driftline up", "driftline simulate && driftline status"),
 )
-for part in (up, processes, setup, sources, reading, offsets, letters, snapshots, rebuild, verify, erase):
+PARTS = (up, processes, setup, sources, reading, offsets, letters, alarms, snapshots, rebuild, verify, erase)
+for part in PARTS:
     part.add_to(app)
 
 
