@@ -6,9 +6,11 @@ holds is meant: pages that Postgres has not yet written over, and its write-ahea
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from re import Pattern
 
 import psycopg
 from psycopg import sql
@@ -25,37 +27,45 @@ _SEGMENTS = "SELECT rows FROM log_segment WHERE rows IS NOT NULL"
 _AT_ONCE = 2**22
 
 
-def traces(postgres_url: str, folder: Path, needle: str) -> dict[str, int]:
-    """Place ("table.column", or a file's name) -> rows or files there that hold the needle; {} = nowhere.
+def traces(postgres_url: str, folder: Path, *needles: str) -> dict[str, int]:
+    """Place ("table.column", or a file's name) -> rows or files there that hold a needle; {} = nowhere.
 
     A longer name that begins with the needle, `user-11` in `user-117`, counts too: choose one that none does.
     """
+    plain = sorted(needle.encode() for needle in needles)
     url = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(url) as connection:
-        found = Counter(_in_tables(connection, needle))
-    found.update(str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if _holds(file, needle.encode()))
+        found = Counter(_in_tables(connection, plain))
+    pattern, longest = _any_of(plain), max(map(len, plain))
+    files = (file for file in sorted(folder.rglob("*")) if _holds(file, pattern, longest))
+    found.update(str(file.relative_to(folder)) for file in files)
     return dict(found)
 
 
-def _in_tables(connection: psycopg.Connection, needle: str) -> Iterator[str]:
-    in_hex = needle.encode().hex()
+def _any_of(needles: Iterable[bytes]) -> Pattern[bytes]:
+    return re.compile(b"|".join(map(re.escape, needles)))
+
+
+def _in_tables(connection: psycopg.Connection, needles: list[bytes]) -> Iterator[str]:
+    pattern = _any_of([*needles, *(needle.hex().encode() for needle in needles)])
     for table, column in connection.execute(_COLUMNS).fetchall():
         asked = sql.SQL("SELECT {}::text FROM {}").format(sql.Identifier(column), sql.Identifier(table))
         for (value,) in connection.execute(asked):
-            if value is not None and (needle in value or in_hex in value):
+            if value is not None and pattern.search(value.encode()):
                 yield f"{table}.{column}"
     for (rows,) in connection.execute(_SEGMENTS):  # compressed: as text they show nothing
-        yield from ("log_segment.rows" for row in decode_rows(rows).to_pylist() if needle in str(row))
+        yield from ("log_segment.rows" for row in decode_rows(rows).to_pylist() if pattern.search(str(row).encode()))
 
 
-def _holds(file: Path, needle: bytes) -> bool:
-    """Whether a file holds the bytes; read piece by piece, each with the end of the one before."""
+def _holds(file: Path, pattern: Pattern[bytes], longest: int) -> bool:
+    """Whether a file holds the pattern, of at most `longest` bytes; read piece by piece, each with the end of the one
+    before."""
     if not file.is_file():
         return False
     tail = b""
     with file.open("rb") as content:
         while piece := content.read(_AT_ONCE):
-            if needle in tail + piece:
+            if pattern.search(tail + piece):
                 return True
-            tail = piece[-len(needle) :]
+            tail = piece[-longest:]
     return False
