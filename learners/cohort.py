@@ -99,6 +99,11 @@ class Cohort:
         return self.learner.version
 
     @property
+    def names_users(self) -> bool:
+        """Whether names of users may stand in `state()`."""
+        return self.parties is not None
+
+    @property
     def needs(self) -> Needs:
         """Enough for every arm."""
         needs = [arm.needs for arm in self.arms.values()]

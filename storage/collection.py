@@ -26,6 +26,18 @@ _MARK = text("""
     RETURNING s.id
 """)
 
+# A younger one has forgotten all who were erased so far. Pinned ones are a person's business.
+_MARK_NAMING = text("""
+    UPDATE snapshot s SET status = 'deleting'
+    FROM (SELECT learner, branch, max(step) AS step FROM learner_action GROUP BY learner, branch) AS erased
+    WHERE s.learner = erased.learner AND s.branch = erased.branch AND s.step <= erased.step
+      AND s.status = 'live' AND s.irreproducible AND NOT s.pinned AND (s.manifest ->> 'names_users')::bool
+      AND EXISTS (SELECT FROM snapshot y WHERE y.learner = s.learner AND y.branch = s.branch AND y.status = 'live'
+                  AND y.step > erased.step)
+      AND NOT EXISTS (SELECT FROM snapshot w WHERE w.parent = s.id AND w.status = 'writing')
+    RETURNING s.id
+""")
+
 _MARKED = text("SELECT id FROM snapshot WHERE status = 'deleting' ORDER BY id")
 
 _FORGET = text("DELETE FROM snapshot WHERE status = 'deleting' AND id = ANY(CAST(:ids AS text[]))")
@@ -37,12 +49,14 @@ def mark(connection: Connection, *, keep: int) -> int:
     """Marks live snapshots that nobody needs; how many.
 
     Kept are the newest `keep` of each learner's branch, pinned ones, those being written, and the parent of
-    each of these (a snapshot is rebuilt from its parent).
+    each of these (a snapshot is rebuilt from its parent). Of a learner whose state names users, those that may
+    name erased ones go all the same once a younger one has forgotten them, unless they are pinned.
     """
     if keep < 1:
         raise ValueError(f"{keep} snapshots kept: a learner restarts from its newest one, so it must be 1 or more")
     connection.execute(_ALONE)
-    return len(connection.execute(_MARK, {"keep": keep}).all())
+    naming = len(connection.execute(_MARK_NAMING).all())
+    return naming + len(connection.execute(_MARK, {"keep": keep}).all())
 
 
 def marked(connection: Connection) -> list[str]:

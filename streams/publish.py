@@ -90,6 +90,7 @@ def publish(
         "config": plan.as_json(),
         "code_version": version("driftline"),
         "device_class": device_class(),
+        "names_users": course.cohort.names_users,
         "metrics": losses,
         "actions": list(actions),
         "sha256": sha256,

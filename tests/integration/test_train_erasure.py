@@ -11,8 +11,11 @@ import pytest
 from contracts import topics
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit, Refused, Stop
+from runtime.settings import MaintainSettings
+from runtime.telemetry import Health
 from storage import erasure
 from storage.vocabulary import Vocabulary
+from streams.maintain import Maintain
 from streams.rebuild import replay_journal
 from tests.integration.feeding import eventually
 from tests.integration.learning import Given, School, Scribe, schools
@@ -169,7 +172,45 @@ def test_an_interrupted_erasure_keeps_nobody_from_starting_again(school: School)
     assert totals.rows == left(0, 40)
 
 
-def test_no_snapshot_holds_a_name(school: School) -> None:
+def named_in_files(school: School) -> bool:
+    return any(GONE.encode() in file.read_bytes() for file in school.folder.iterdir())
+
+
+def test_no_snapshot_of_a_learner_of_items_holds_a_name(school: School) -> None:
     shop(school, 60)
     school.train(learner="sdim")
-    assert GONE.encode() not in b"".join(file.read_bytes() for file in school.folder.iterdir())
+    assert not named_in_files(school)
+
+
+def test_snapshots_that_name_the_erased_are_collected_once_a_younger_one_has_forgotten(school: School) -> None:
+    place = (topics.PAYMENT, 0)
+    with school.engine.begin() as connection:
+        scribe = Scribe(connection, Vocabulary(school.engine), school.streams)
+        scribe.write(
+            place, [Given(n, n * HOUR, n * HOUR, f"user-{n % 5}", "paid", other=f"user-{n % 4}") for n in range(40)]
+        )
+    school.train(learner="risk")
+    assert named_in_files(school)
+    erase(school)
+    assert collect(school) == 0, "nobody has forgotten yet"
+    school.train(learner="risk")
+    assert collect(school) == 1
+    assert not named_in_files(school)
+    assert len(school.live()) == 1
+    assert school.train(learner="risk").repeated_steps == 0
+
+
+def collect(school: School) -> int:
+    """As `maintain` does."""
+    return (
+        Maintain(
+            postgres_url=school.database,
+            snapshots=school.folder,
+            settings=MaintainSettings(port=None),
+            duplicate_window=1,
+            health=Health("maintain"),
+            stop=Stop(),
+        )
+        .run(once=True)
+        .snapshots
+    )
