@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Message, TopicPartition
@@ -11,6 +14,8 @@ from contracts import topics as topic_list
 from contracts.topics import Topic
 from runtime import kafka
 from runtime.kafka import BrokerAway, KafkaConfig, Stream, TopicMissing
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 def test_topics_that_exist_are_left_alone_and_compared(topics: KafkaConfig) -> None:
@@ -46,6 +51,14 @@ def test_a_recreated_topic_has_another_id(topics: KafkaConfig) -> None:
 
 def test_only_a_real_kafka_is_trusted_with_its_end_offset(tansu_topics: KafkaConfig) -> None:
     assert not kafka.describe(tansu_topics, ["items"])["items"].trusts_high_watermark
+
+
+@pytest.mark.parametrize("good", [2, 3])
+def test_a_broker_that_knows_of_nobody_after_its_restart_is_away_and_ends_no_process(good: int) -> None:
+    command = [sys.executable, "-m", "tests.unit.runtime.fenced_broker", str(good)]
+    asked = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert asked.returncode == 0, asked.stderr  # librdkafka would end it with SIGABRT
+    assert asked.stdout.split()[-1] == "BrokerAway"
 
 
 @pytest.mark.kafka
