@@ -57,7 +57,7 @@ def add_to(app: typer.Typer) -> None:
     """The verbs of this file."""
     app.command("ingest", epilog=example("driftline ingest", "driftline ingest --once --json"))(ingest)
     app.command("train", epilog=example("driftline train --learner prompttpp", "driftline train --once --json"))(train)
-    app.command("score", epilog=example("driftline score", "driftline score --learner prompttpp --port 8080"))(score)
+    app.command("score", epilog=example("driftline score", "driftline score --learner sdim --port 8080"))(score)
     app.command("drift", epilog=example("driftline drift", "driftline drift --port none --json"))(drift)
     app.command("maintain", epilog=example("driftline maintain", "driftline maintain --once --json"))(maintain)
 
@@ -125,7 +125,7 @@ def score(
     learner: Annotated[str | None, typer.Option(metavar="NAME", help="Whose snapshots answer.")] = None,
     port: Port = None,
 ) -> None:
-    """Answer what comes next for a user, and when.
+    """Answer what comes next for a user and when or, with a learner that ranks, which candidates.
 
     From the newest snapshot and the newest user state: POST /v1/score, and where a Kafka is given the topic
     `scores.requests`, answered on `scores.results`. Ctrl-C drains.

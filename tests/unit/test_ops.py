@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from contracts import topics
 from contracts.codec import Decoder, Reason
 from contracts.records import DriftAlarm, Progress
-from contracts.scoring import ScoreAnswer, ScoreRequest
+from contracts.scoring import RankingAnswer, ScoreAnswer, ScoreRequest
 from driftline.cli import app
 from runtime import metrics
 from runtime.failpoints import Failpoint
@@ -217,7 +217,7 @@ def test_the_examples_of_records_are_read() -> None:
     for topic, body in re.findall(r"<!-- (\S+) -->\n```json\n(.*?)```", (DOCS / "events.md").read_text(), re.S):
         seen.add(topic)
         _read(topic, body.encode())
-    assert seen == {*topics.INPUTS, topics.PROGRESS, topics.ALARMS, "ScoreRequest", "ScoreAnswer"}
+    assert seen == {*topics.INPUTS, topics.PROGRESS, topics.ALARMS, "ScoreRequest", "ScoreAnswer", "RankingAnswer"}
 
 
 def _read(topic: str, body: bytes) -> None:
@@ -226,6 +226,7 @@ def _read(topic: str, body: bytes) -> None:
         topics.ALARMS: DriftAlarm,
         "ScoreRequest": ScoreRequest,
         "ScoreAnswer": ScoreAnswer,
+        "RankingAnswer": RankingAnswer,
     }
     if topic in others:
         msgspec.json.decode(body, type=others[topic])
