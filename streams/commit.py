@@ -7,7 +7,7 @@ known from the filter and confirmed by rows, suppressed users from their table (
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from storage.suppression import Suppression
 from storage.vocabulary import Space, Vocabulary
 from streams.accept import Intake
 from streams.duplicates import DuplicateFilter, repeats
+from streams.vanished import Look, Vanished
 
 _log = structlog.get_logger(__name__)
 _NONE: NDArray[np.int64] = np.empty(0, np.int64)
@@ -54,13 +55,20 @@ class BatchWriter:
     """Writes batches over one connection; its memory lives as long as the claims it was made for."""
 
     def __init__(
-        self, connection: Connection, vocabulary: Vocabulary, *, suppressed: Suppression, duplicate_window: int
+        self,
+        connection: Connection,
+        vocabulary: Vocabulary,
+        *,
+        suppressed: Suppression,
+        duplicate_window: int,
+        look: Look,
     ) -> None:
         self._connection = connection
         self._vocabulary = vocabulary
         self._suppressed = suppressed
         self._window = duplicate_window
         self._filters: dict[int, DuplicateFilter] = {}
+        self._vanished = Vanished(look)
 
     def write(self, parts: Iterable[Part]) -> list[Written]:
         """One batch, one transaction. Memory learns of it after the commit only.
@@ -70,7 +78,9 @@ class BatchWriter:
         parts = list(parts)
         for part in parts:
             # In short transactions of their own: a million identities a stream would outlast the batch's timeout.
-            if part.intake.decoder.record is not Item:
+            if part.intake.decoder.record is Item:
+                self._vanished.look(self._connection, part.move, part.intake)
+            else:
                 self._remember(part.move.claim)
         with self._connection.begin():
             suppression.hold(self._connection, self._suppressed)
@@ -91,11 +101,15 @@ class BatchWriter:
         written, segments, events = [], [], []
         for part in parts:
             outcome, rows = self._accept(part.intake, part.move.claim)
+            versions = _versions(part, rows)
+            if part.intake.decoder.record is Item and (ended := self._vanished.ended(part.move, part.intake, rows)):
+                versions, rows = [*versions, *ended], _with_ended(rows, ended)
+                outcome = replace(outcome, counts=replace(outcome.counts, accepted=rows.num_rows))
             written.append(outcome)
             segments.append(_segment(part, outcome, rows))
             if part.intake.topic in sequences.KIND_OF_TOPIC:
                 events.append(_events(part, rows))
-            items.append(self._connection, _versions(part, rows))
+            items.append(self._connection, versions)
             dead_letters.append(self._connection, _letters(part, self._suppressed))
         sequences.append(self._connection, events, self._vocabulary)
         log.append(self._connection, segments)
@@ -257,6 +271,16 @@ def _versions(part: Part, rows: pa.Table) -> list[items.NewVersion]:
             rows["offset"].to_pylist(), rows["record_at"].to_pylist(), part.intake.versions, strict=True
         )
     ]
+
+
+def _with_ended(rows: pa.Table, ended: list[items.NewVersion]) -> pa.Table:
+    """Rows of `items` with deletions at offsets that hold no record any more."""
+    columns = {
+        "offset": [version.offset for version in ended],
+        "record_at": [version.record_at for version in ended],
+        "item": [version.item_id for version in ended],
+    }
+    return pa.concat_tables([rows, pa.table(columns, schema=rows.schema)]).sort_by("offset").combine_chunks()
 
 
 def _payload(item: Item) -> dict[str, object]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -32,6 +33,7 @@ from streams.collect import Collector, Place, Rejoin
 from streams.commit import BatchWriter, Part, Written
 from streams.notices import Notices
 from streams.tally import Totals, count_written, show_position
+from streams.vanished import newest_records
 
 TRANSACTION_TIMEOUT_S = 15
 CHECK_TOPICS_EVERY_S = 2.0
@@ -204,6 +206,7 @@ class Membership:
                 self._vocabulary,
                 suppressed=suppressed,
                 duplicate_window=self._settings.duplicate_window,
+                look=partial(newest_records, self._config, group=self._settings.group),
             )
             self._described = described
             for claim in claims:

@@ -54,6 +54,8 @@ class Owner:
         self.connection: Connection = self._engine.connect()
         self.vocabulary = Vocabulary(self._side)
         self.claims: dict[Place, Claim] = {}
+        self.newest_records: dict[str, int | None] = {}
+        """What the topic `items` holds now: item -> offset of its newest record, if that is a tombstone."""
         self._window = window
         self._decoders = decoders()
         self.writer = self.claim(*(places or [(topics.USER, 0)]))
@@ -69,7 +71,13 @@ class Owner:
         self.claims = {(claim.stream.topic, claim.stream.partition): claim for claim in claims}
         with self.connection.begin():
             suppressed = suppression.load(self.connection)
-        return BatchWriter(self.connection, self.vocabulary, suppressed=suppressed, duplicate_window=self._window)
+        return BatchWriter(
+            self.connection,
+            self.vocabulary,
+            suppressed=suppressed,
+            duplicate_window=self._window,
+            look=lambda claim: self.newest_records,
+        )
 
     def part(self, place: Place, messages: Sequence[Message], *, next_offset: int | None = None) -> Part:
         """What a batch takes from a stream: by default up to its last message."""

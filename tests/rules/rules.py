@@ -28,6 +28,7 @@ _POSITIONS = f"{_I}test_ingest_positions.py::"
 _PROCESSES = f"{_I}test_ingest_processes.py::"
 _KAFKA = f"{_I}test_ingest_kafka.py::"
 _VOCABULARY = f"{_I}test_storage_vocabulary.py::"
+_ITEMS = f"{_I}test_items.py::"
 _CHECKS = "tests/unit/streams/test_positions.py::"
 
 _TWO_STATEMENTS = """        keys = "s.user_id, s.stream_id, s.first_offset, s.epoch"
@@ -402,6 +403,36 @@ INGEST_RULES: tuple[Rule, ...] = (
                 "            self._under_way += 1\n            self._arrived.append(letter)\n",
             ),
         ),
+    ),
+    Rule(
+        number=9,
+        says="items whose tombstones the topic has forgotten are ended",
+        tests=(
+            f"{_ITEMS}test_an_item_without_a_record_on_the_topic_is_ended_where_an_offset_is_missing",
+            f"{_ITEMS}test_after_a_downtime_longer_than_tombstones_are_kept_deleted_items_are_deleted",
+        ),
+        file="streams/vanished.py",
+        off=(("gone={item: at for item, at in alive.items() if item not in there},", "gone={},"),),
+        kafka=True,
+    ),
+    Rule(
+        number=9,
+        says="a tombstone that goes between the look and its turn counts where it stood",
+        tests=(f"{_ITEMS}test_a_tombstone_that_was_there_and_goes_before_it_is_read_counts_where_it_stood",),
+        file="streams/vanished.py",
+        off=(
+            (
+                "        ended = {offset: version for offset, version in ended.items() if offset not in read}\n",
+                "        ended = {}\n",
+            ),
+        ),
+    ),
+    Rule(
+        number=9,
+        says="an item that lives again is not ended",
+        tests=(f"{_ITEMS}test_an_item_that_lives_again_is_not_ended",),
+        file="streams/vanished.py",
+        off=(("            missed.gone.pop(item, None)  # it lives again\n", "            pass\n"),),
     ),
     Rule(
         number=10,
