@@ -1,4 +1,4 @@
-"""`status` and `user`: what is known."""
+"""`status`, `user` and `item`: what is known."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from contracts import topics
-from driftline.asof import parse
+from driftline.asof import AsOf, parse
 from driftline.commands import AsJson, example, session
 from driftline.commands.offsets import ranges
 from driftline.session import Session
 from driftline.shown import age, as_json, note, say, table, time
 from runtime import kafka
-from runtime.lifecycle import Trouble
-from storage import dead_letters, overview, sequences, trimming
+from runtime.lifecycle import Trouble, Usage
+from storage import dead_letters, items, overview, sequences, trimming
 from storage import offsets as stored
 from storage.log import time_of
 from storage.offsets import StreamRow
 from storage.staleness import staleness_s
+
+SHOWN_CHARS = 60
+"""Of a text, in the table; --json tells all."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,6 +37,9 @@ def add_to(app: typer.Typer) -> None:
             "driftline user stackoverflow:7 --as-of 1:345,2:77@2013-06-01T00:00:00Z --json",
         ),
     )(user)
+    app.command("item", epilog=example("driftline item book-1", "driftline item book-1 --as-of 1:345,2:77 --json"))(
+        item
+    )
 
 
 def status(context: typer.Context, json: AsJson = False) -> None:
@@ -142,6 +148,50 @@ def user(
     say(f"as of {asked}")
     if missing:
         note(f"retention removed {missing.events:,} older events of this user, the newest of {time(missing.last_at)}")
+
+
+def item(
+    context: typer.Context,
+    item_id: Annotated[str, typer.Argument(metavar="ID", help="The item's id, as producers give it.")],
+    as_of: Annotated[str | None, typer.Option(metavar="CURSOR", help="As it was below a cursor (1:345,2:77).")] = None,
+    last: Annotated[int, typer.Option(min=1, metavar="N", help="At most the newest so many versions.")] = 100,
+    json: AsJson = False,
+) -> None:
+    """Print what an item is or was: its versions, the one that counts first, deletions among them.
+
+    The cursor it is as of is printed with it: asked again with that, the answer stays the same.
+    """
+    call = session(context)
+    with call.reading() as connection:
+        asked = parse(as_of, stored.watermark(connection))
+        if asked != AsOf(asked.cursor):
+            raise Usage(
+                "an item's versions are told apart by offsets, not by time", where="--as-of", todo="name a cursor"
+            )
+        versions = items.versions(connection, item_id, asked.cursor, limit=last)
+    if json:
+        as_json({"item_id": item_id, "as_of": str(asked), "versions": versions})
+        return
+    table(
+        ["record time", "title", "text", "attributes", "source", "stream", "offset"],
+        [(version.record_at, *_described(version), str(version.stream_id), version.offset) for version in versions],
+    )
+    say(f"\n{len(versions):,} versions{' (the newest; --last N shows more)' if len(versions) == last else ''}")
+    say(f"as of {asked}")
+
+
+def _described(version: items.Version) -> tuple[object, ...]:
+    """Title, the text's beginning, attributes, source."""
+    if version.payload is None:
+        return ("(deleted)", None, None, None)
+    text, attributes = version.payload["text"], version.payload["attributes"]
+    named = ", ".join(f"{name}: {value}" for name, value in attributes.items())
+    return (
+        version.payload["title"],
+        text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}... ({len(text):,} characters)",
+        named or None,
+        version.payload["source"],
+    )
 
 
 _KINDS = {

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from contracts import topics
+from contracts.records import Item
 from driftline.cli import run
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
 from storage import migrate
-from tests.integration.feeding import REPOSITORY, Sender, event, ingest_once, query, relation
+from tests.integration.feeding import REPOSITORY, Sender, event, ingest_once, item, query, relation
 
 AsJson = Callable[..., Any]
 
@@ -57,6 +59,29 @@ def test_an_as_of_that_was_printed_gives_the_same_answer_after_more_came_in(
     assert as_json("user", "ann", "--as-of", before["as_of"]) == before
     assert [e["event_id"] for e in as_json("user", "ann")["events"]] == ["late", "e1", "r1", "e2"]
     assert as_json("user", "nobody")["events"] == []
+
+
+def test_an_items_versions_are_told_with_their_deletions_as_of_a_cursor(
+    database: str, tansu_topics: KafkaConfig, as_json: AsJson, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sender = Sender(tansu_topics)
+    whole = Item(item_id="i1", source="shop", title="A book", text="words " * 50, attributes={"genre": "essay"})
+    sender.send(item("i1", "first"), whole)
+    ingest_once(database, tansu_topics)
+    before = as_json("item", "i1")
+    told = {"title": "A book", "text": "words " * 50, "attributes": {"genre": "essay"}, "source": "shop"}
+    assert before["versions"][0]["payload"] == told
+    assert [version["offset"] for version in before["versions"]] == [1, 0]
+    sender.put(topics.ITEMS, b"i1", None)
+    ingest_once(database, tansu_topics)
+    assert [version["payload"] for version in as_json("item", "i1", "--last", "1")["versions"]] == [None]
+    assert as_json("item", "i1", "--as-of", before["as_of"]) == before
+    assert as_json("item", "no such")["versions"] == []
+    assert run(["item", "i1"]) == Exit.DONE
+    shown = capsys.readouterr().out.splitlines()
+    assert "(deleted)" in shown[1]
+    assert all(words in shown[2] for words in ("A book", "... (300 characters)", "genre: essay", "shop"))
+    assert run(["item", "i1", "--as-of", "2026-01-01T00:00:00Z"]) == Exit.USAGE
 
 
 def test_verify_fails_where_something_is_wrong_and_names_it(
