@@ -120,9 +120,20 @@ _COUNT_OPEN = text("""
     SELECT count(*) FROM prediction WHERE learner = :learner AND branch = :branch AND closed_step IS NULL
 """)
 
-_OPEN_FROM = text("""
-    SELECT min(p.at) FROM learner l JOIN prediction p ON p.learner = l.name AND p.branch = l.branch
-    WHERE p.closed_step IS NULL
+# A subject is looked at again by the step that closes it, and by whoever repeats that step: from a snapshot, from the
+# parent of one that may be rebuilt, or from the learner's birth.
+_NEEDED_FROM = text("""
+    SELECT min(p.at)
+    FROM (
+        SELECT l.name, min(CASE WHEN s.irreproducible THEN s.step
+                                WHEN s.parent IS NULL THEN 0
+                                ELSE coalesce(p.step, s.step) END) AS step
+        FROM learner l
+        LEFT JOIN snapshot s ON s.learner = l.name AND s.status <> 'deleting'
+        LEFT JOIN snapshot p ON p.id = s.parent
+        GROUP BY l.name
+    ) AS first
+    JOIN prediction p ON p.learner = first.name AND (p.closed_step IS NULL OR p.closed_step >= first.step)
 """)
 
 _CLOSED = text("""
@@ -195,9 +206,9 @@ def count_open(connection: Connection, learner: str, branch: int) -> int:
     return int(connection.scalar(_COUNT_OPEN, _key(learner, branch)) or 0)
 
 
-def open_from(connection: Connection) -> datetime | None:
-    """Event time of the oldest open subject of any learner; None = nothing is open."""
-    found: datetime | None = connection.scalar(_OPEN_FROM)
+def needed_from(connection: Connection) -> datetime | None:
+    """Event time of the oldest subject that any learner, or the repetition of a snapshot, may still look at again."""
+    found: datetime | None = connection.scalar(_NEEDED_FROM)
     return found
 
 

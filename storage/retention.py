@@ -6,7 +6,8 @@ records from 2012 is not old because of that. Whatever the age, a segment stays 
 - a learner, from the cursor of any snapshot it may start from;
 - a repetition of a snapshot, from the cursor of its parent (or from its learner's birth);
 - the duplicate filter, which is rebuilt from the log within its window;
-- the context of an open label: one no learner's cursor has passed; no event from its reference time on goes.
+- the context of an open label: one no learner's cursor has passed; no event from its reference time on goes;
+- the context of a prediction without an outcome, or whose outcome a repetition learns again: likewise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 
 from contracts import topics
-from storage import log, offsets
+from storage import log, offsets, predictions
 from storage.offsets import Cursor
 
 _LEARNT_TOPICS = frozenset({topics.USER, topics.PAYMENT, topics.RELATIONAL, topics.LABELS})
@@ -102,8 +103,9 @@ def read_from(connection: Connection) -> Cursor | None:
 
 
 def open_from(connection: Connection, cursor: Cursor) -> datetime | None:
-    """Reference time of the oldest label that no learner's cursor has passed; None = no label is open."""
-    oldest: datetime | None = None
+    """Reference time of the oldest label that no learner's cursor has passed, or event time of the oldest prediction
+    whose outcome is still to be learnt or repeated; None = nothing is open."""
+    oldest = predictions.needed_from(connection)
     for row in offsets.streams(connection):
         if row.stream.topic != topics.LABELS:
             continue

@@ -274,13 +274,13 @@ class Lesson:
             now = time.monotonic()
             if news:
                 continue
-            if self._erasure_due or (self._ticks and not rows):
+            if self._erasure_due:
                 break
             if ends is not None:
                 if merge.at_ends():
                     break
-            elif rows and now - began >= self._settings.step_linger_s:
-                break
+            elif (rows or (self._ticks and not merge.has_rows())) and now - began >= self._settings.step_linger_s:
+                break  # silence is learnt with the next rows, or by itself where none come
             elif merge.has_rows() and now - blocked >= self._settings.merge_wait_s:
                 merge.pass_by(merge.behind())
                 continue

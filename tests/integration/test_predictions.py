@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from contracts import topics
 from contracts.identity import event_key
-from storage import erasure, journal, predictions
+from storage import erasure, journal, predictions, registry, retention
 from storage.journal import Seat
 from storage.predictions import Closed, Issued
 from tests.integration.feeding import engine_of, payment, query
@@ -98,13 +98,12 @@ def test_what_a_later_step_did_is_not_there_yet_for_an_earlier_one(engine: Engin
         assert predictions.count_open(connection, "risk", 1) == 0
 
 
-def test_the_oldest_open_subjects_come_first_and_say_from_when_on_the_log_is_needed(engine: Engine) -> None:
+def test_the_oldest_open_subjects_come_first(engine: Engine) -> None:
     seat = put(engine, 3, 2, 0, 1)
     close(engine, seat, 4, 0)
     with engine.begin() as connection:
         found = predictions.oldest(connection, "risk", 1, limit=1)
         assert [(subject, at) for _, subject, at in found] == [(key_of(1), AT + timedelta(days=1))]
-        assert predictions.open_from(connection) == AT + timedelta(days=1)
         again = predictions.of_numbers(connection, "risk", 1, 4, [(user_id, subject) for user_id, subject, _ in found])
         assert again[0].user == "bob"
     assert open_at(engine, 4, 1) == again
@@ -123,3 +122,24 @@ def test_a_step_that_an_erasure_overtook_keeps_nothing_of_the_user(engine: Engin
     erasure.erase(engine, ["ann"])
     put(engine, 3, 0, 1)
     assert query(database, "SELECT position FROM prediction") == [(1,)]
+
+
+def test_the_log_is_needed_from_the_oldest_subject_that_is_open_or_may_be_learnt_again(engine: Engine) -> None:
+    seat = put(engine, 3, 0, 1, 2)
+    needed = []
+    for n, step in ((0, 4), (1, 6)):
+        close(engine, seat, step, n)
+    for parent, step in ((None, 5), ("s5", 7), ("s7", 9)):
+        with engine.begin() as connection:
+            new = registry.NewSnapshot(
+                id=f"s{step}", learner="risk", branch=1, step=step, parent=parent, cursor={1: 4}, front=None
+            )
+            registry.begin(connection, seat, new)
+            connection.exec_driver_sql("UPDATE snapshot SET irreproducible = parent IS NULL")
+            needed.append(predictions.needed_from(connection))
+    # Nobody starts before s5, which is learnt from no more; s7 is rebuilt from it, and p1 was closed in between.
+    assert needed == [AT + timedelta(days=1)] * 3
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE snapshot SET status = 'deleting' WHERE id IN ('s5', 's7')")
+        assert predictions.needed_from(connection) == AT + timedelta(days=2)
+        assert retention.open_from(connection, {}) == AT + timedelta(days=2)
