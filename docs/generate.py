@@ -20,6 +20,7 @@ _PARTS = {
     "score": "`driftline score`",
     "drift": "`driftline drift`",
     "maintain": "`driftline maintain`",
+    "export": "`driftline export`",
 }
 
 _METRICS_HEAD = """\

@@ -13,8 +13,10 @@ import typer
 
 from driftline.commands import (
     alarms,
+    bundle,
     erase,
     example,
+    export,
     letters,
     offsets,
     processes,
@@ -45,7 +47,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=example("driftline up", "driftline simulate && driftline status"),
 )
-PARTS = (up, processes, setup, sources, reading, offsets, letters, alarms, snapshots, rebuild, verify, erase)
+PARTS = (
+    up, processes, export, setup, sources, reading, offsets, letters, alarms, snapshots, bundle, rebuild, verify, erase
+)  # fmt: skip
 for part in PARTS:
     part.add_to(app)
 

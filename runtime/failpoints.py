@@ -34,6 +34,8 @@ Failpoint = Literal[
     "erase.after_others",
     "erase.after_letters",
     "erase.after_sequences",
+    "export.before_move",
+    "export.before_pointer",
 ]
 """`train.after_rename`: the snapshot file has its final name, but its folder is not yet fsynced."""
 

@@ -422,6 +422,45 @@ def maintain_pass() -> None:
     """When the newest pass ended, unix seconds."""
 
 
+# -- export --
+
+
+@_counter("driftline_export_bundles_total")
+def bundles_published(learner: str) -> None:
+    """Times latest.json was written: a new bundle, or one that was there already when the process began."""
+
+
+@_counter("driftline_export_bundles_removed_total")
+def bundles_removed(learner: str) -> None:
+    """Bundles removed by retention."""
+
+
+@_counter("driftline_export_troubles_total")
+def export_troubles(part: Literal["target", "postgres", "snapshot"]) -> None:
+    """Passes that could not be finished, tries included: the target or Postgres out of reach, or a learner none of
+    whose newest snapshots can be read."""
+
+
+@_histogram("driftline_export_bundle_seconds", (*SECONDS, 300.0))
+def bundle_seconds(learner: str) -> None:
+    """Seconds from reading a snapshot to latest.json, the answer asked of the target's copy included."""
+
+
+@_gauge("driftline_export_bundle_bytes")
+def bundle_bytes(learner: str) -> None:
+    """Size of the newest bundle."""
+
+
+@_gauge("driftline_export_snapshot_step")
+def exported_step(learner: str) -> None:
+    """Step of the snapshot in the newest bundle."""
+
+
+@_gauge("driftline_export_pass_timestamp_seconds")
+def export_pass() -> None:
+    """When the newest pass ended well, unix seconds."""
+
+
 # -- every process --
 
 

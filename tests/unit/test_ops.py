@@ -27,7 +27,9 @@ from runtime.settings import PREFIX, Settings
 ROOT = Path(__file__).parents[2]
 OPS, DOCS = ROOT / "ops", ROOT / "docs"
 DASHBOARDS = sorted((OPS / "grafana" / "dashboards").glob("*.json"))
+PROCESSES = ("ingest", "train", "score", "drift", "maintain", "export")
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
+GROUPS = {"topics", "config", "offsets", "dlq", "snapshots", "bundle"}
 _METRIC = re.compile(r"\bdriftline_[a-z0-9_]+\b")
 
 
@@ -87,7 +89,7 @@ def test_generated_pages_are_current(page: str) -> None:
 
 
 def test_there_is_a_dashboard_for_each_process() -> None:
-    assert [path.stem for path in DASHBOARDS] == ["drift", "ingest", "maintain", "score", "train"]
+    assert [path.stem for path in DASHBOARDS] == ["drift", "export", "ingest", "maintain", "score", "train"]
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
@@ -128,7 +130,7 @@ def test_alerts_say_how_grave_how_long_and_what_to_do() -> None:
 def test_prometheus_scrapes_every_process_where_compose_runs_it() -> None:
     jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in _scrapes()}
     settings = Settings()
-    ports = {name: getattr(settings, name).port for name in ("ingest", "train", "score", "drift", "maintain")}
+    ports = {name: getattr(settings, name).port for name in PROCESSES}
     assert jobs == {name: [f"{name}:{port}"] for name, port in ports.items()}
     assert set(jobs) <= set(_compose()["services"])
 
@@ -152,7 +154,7 @@ def test_compose_pins_images_and_waits_for_what_it_needs() -> None:
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert (ROOT / source).exists() if source.startswith(".") else source in compose["volumes"]
-    for name in ("ingest", "train", "score", "drift", "maintain"):
+    for name in PROCESSES:
         assert compose["services"][name]["healthcheck"]["test"]
 
 
@@ -191,7 +193,7 @@ def test_pages_name_verbs_and_settings_that_exist(page: Path) -> None:
     for name in re.findall(r"\bDRIFTLINE_(?!TEST_)[A-Z_]+[A-Z]", text):
         assert name.split("__")[0] in known, name
     for verb, word in re.findall(r"`driftline (?:--\S+ \S+ )?([a-z-]+)(?: ([a-z]+))?", text):
-        call = [verb, word] if verb in {"topics", "config", "offsets", "dlq", "snapshots"} and word else [verb]
+        call = [verb, word] if verb in GROUPS and word else [verb]
         assert CliRunner().invoke(app, [*call, "--help"]).exit_code == 0, call
 
 

@@ -54,6 +54,7 @@ def test_each_verb_shows_an_example_that_starts_with_itself(
 PROMISED = (
     "up, topics create, migrate, ingest, train, score, simulate, replay, user, status, offsets show, offsets adopt, "
     "dlq list, dlq show, dlq replay, snapshots list, snapshots show, snapshots verify, verify, config show, maintain, "
+    "export, bundle check, bundle list, "
     "erase"
 )
 
@@ -76,7 +77,7 @@ def test_an_unknown_option_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -
     assert "--nonsense" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["ingest", "train", "maintain"])
+@pytest.mark.parametrize("verb", ["ingest", "train", "maintain", "export"])
 @pytest.mark.parametrize("port", ["70000", "-1", "nobody"])
 def test_an_unfit_port_is_a_wrong_call_that_names_what_fits(
     verb: str, port: str, capsys: pytest.CaptureFixture[str]

@@ -19,6 +19,7 @@ def _in_a_folder_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_without_anything_the_defaults_hold() -> None:
     found = settings.load()
     assert found.postgres_url is None
+    assert found.bundles == str(Path("driftline-data/bundles").absolute())
     assert found.ingest.batch_records == 60_000
     assert found.snapshots == Path("driftline-data/snapshots")
 
@@ -92,6 +93,8 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "DRIFTLINE_KAFKA_OPTIONS", '{"sasl.password": "hunter2", "ssl.key.pem": "hunter2", "sasl.username": "me"}'
     )
+    monkeypatch.setenv("DRIFTLINE_EXPORT__TARGET", "ftp://me:hunter2@files/bundles")
+    monkeypatch.setenv("DRIFTLINE_EXPORT__OPTIONS", '{"key": "hunter2"}')
     found = settings.load()
     shown = found.redacted()
     assert "hunter2" not in f"{found!r} {found} {shown}"
