@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,18 +14,14 @@ from contracts.records import DriftAlarm, Label, Progress
 from contracts.scoring import ScoreResult
 from runtime import metrics
 from runtime.kafka import KafkaConfig, TopicDescription
-from runtime.lifecycle import Transient
 from streams import signals
+from streams.lease import AppEnded, Lease
 from streams.signals import Signals, Subject
 from streams.watch import OpenBlock, Watch, added, closed, emptied
 
 Value = TypeVar("Value")
 
 _log = structlog.get_logger(__name__)
-
-
-class AppEnded(Transient):
-    """Faust gave up, or must not go on, for the reason named: the state is in Kafka, so it is built anew."""
 
 
 @dataclass
@@ -40,34 +33,6 @@ class Totals:
     unreadable: int = 0
     blocks: int = 0
     alarms: int = 0
-
-
-class Lease:
-    """Whether this process may still hold its partitions: it never stood still for as long as its session lasts.
-
-    Faust fences nobody: a process that was frozen would write its old state over that of its successor.
-    """
-
-    def __init__(self, lasts_s: float) -> None:
-        self._lasts_s = lasts_s
-        self._renewed_at = time.monotonic()
-
-    def renew(self) -> None:
-        """To be called before each write; once it has raised, it always does.
-
-        :raises AppEnded: the last call is too long ago.
-        """
-        still_s = time.monotonic() - self._renewed_at
-        if still_s >= self._lasts_s:
-            raise AppEnded(f"it stood still for {still_s:.0f} s and may have a successor", where="this process")
-        self._renewed_at += still_s
-
-    async def keep(self) -> None:
-        """Renews it until it is lost."""
-        with suppress(AppEnded):
-            while True:
-                self.renew()
-                await asyncio.sleep(self._lasts_s / 20)
 
 
 class _Answer(msgspec.Struct):

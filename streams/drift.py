@@ -7,7 +7,8 @@ state is bounded (some 20 KB a learner), and restored from their changelog topic
 Kafka's committed offsets are advisory, as for `ingest`: once the tables are restored the group is told where they
 stand, and reads on from there. So a changelog that lost its end (Tansu reports ends that are too low) costs records
 read again, and no step is left out. A repeated step changes nothing, and an alarm is acknowledged before the state
-that follows from it is written: it is sent at least once, with the same id.
+that follows from it is written: it is sent at least once, with the same id. A process that stood still for longer
+than its session lasts may have a successor, and starts anew (`streams/lease.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from runtime.lifecycle import Stop, Transient, Usage, attempts
 from runtime.settings import DriftSettings
 from runtime.telemetry import Health
 from streams import changelogs
-from streams.agent import Agent, AppEnded, Lease, Totals
+from streams.agent import Agent, Totals
+from streams.lease import AppEnded, Lease
 
 SOURCES: Final = (topics.PROGRESS, topics.LABELS, topics.RESULTS)
 LOOK_S: Final = 0.1

@@ -23,7 +23,7 @@ from tests.integration.drift.watching import (
 )
 from tests.integration.test_ingest_positions import recreate
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]  # many processes are started
 
 PARTITIONS = range(4)
 BLOCKS = 38

@@ -14,6 +14,8 @@ from runtime.kafka import KafkaConfig, create_topics
 from tests.conftest import SHARED
 from tests.integration.drift.watching import END, Start, alarms, expected, firsts, send
 
+pytestmark = pytest.mark.timeout(300)  # many processes are started
+
 
 def test_alarms_arrive_and_the_process_ends_in_order(topics: KafkaConfig, start: Start) -> None:
     config = topics

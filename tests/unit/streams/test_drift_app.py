@@ -9,8 +9,9 @@ from contracts import topics
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Usage
 from runtime.settings import DriftSettings
-from streams.agent import AppEnded, Lease, read
+from streams.agent import read
 from streams.drift import application, credentials
+from streams.lease import AppEnded, Lease
 
 
 def test_without_security_options_the_connection_is_plain() -> None:
@@ -46,13 +47,12 @@ def test_what_is_not_of_the_topic_is_told_apart(topic: str) -> None:
         read(topic, b'{"user_id": 1}', 0, 0)
 
 
-def test_a_process_that_stood_still_for_its_session_never_writes_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr("streams.agent.time.monotonic", lambda: now)
-    lease = Lease(6.0)
-    for now in (105.0, 110.5, 116.0):
+def test_a_process_that_stood_still_for_its_session_never_writes_again() -> None:
+    times = iter([100.0, 105.0, 110.5, 116.0, 122.0, 122.1])
+    lease = Lease(6.0, clock=lambda: next(times))
+    for _ in range(3):
         lease.renew()
-    for now in (122.0, 122.1):
+    for _ in range(2):
         with pytest.raises(AppEnded, match="stood still for 6 s"):
             lease.renew()
 
