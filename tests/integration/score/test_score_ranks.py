@@ -20,6 +20,7 @@ from learners.batch import Candidates, Query
 from learners.models.sdim import ask
 from learners.synthetic import START
 from runtime.context import context_of
+from scoring import interests
 from storage import behaviours, erasure, offsets, sequences
 from storage.behaviours import BehaviourAsk, Behaviours
 from storage.sequences import HistoryAsk
@@ -254,6 +255,30 @@ def test_a_spoilt_row_is_not_ranked_from(school: School, serve: ServeSchool, spo
     running = serve()
     school.query(f"UPDATE signature_table SET {spoil}")
     check_all(school, running, "rebuilt")
+
+
+def test_many_histories_at_once_are_read_in_portions(
+    school: School, serve: ServeSchool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if windows were so long that a batch of them did not fit into memory."""
+    shop(school, 120)
+    learn(school)
+    school.query("DELETE FROM signature_table WHERE user_id % 2 = 0")
+    running, real, portions = serve(batch_wait_s=0.2), behaviours.read, list[int]()
+
+    def read(connection: Connection, asks: Sequence[BehaviourAsk]) -> list[Behaviours]:
+        portions.append(sum(ask.newest for ask in asks))
+        return real(connection, asks)
+
+    monkeypatch.setattr(behaviours, "read", read)
+    monkeypatch.setattr(interests, "_PORTION", CONFIG.last_n + CONFIG.short_n)
+    with ThreadPoolExecutor(len(USERS)) as pool:
+        answers = list(pool.map(lambda user: rank(running, user), USERS))
+    assert max(portions) <= CONFIG.last_n + CONFIG.short_n
+    assert len(portions) > 1
+    assert {answer["state"] for answer in answers} == {"met", "rebuilt"}
+    for answer in answers:
+        check(school, answer)
 
 
 def test_a_long_history_is_not_read_while_there_is_a_row(

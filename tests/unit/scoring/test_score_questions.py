@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from scoring.questions import Question, decode, microseconds, query_of, question_of, time_of
+from contracts.scoring import ScoreRequest
+from scoring.questions import Question, candidates_of, decode, microseconds, misfit, query_of, question_of, time_of
 from scoring.refusals import Invalid
 from storage.sequences import PAYMENT, USER, SequenceEvent
 
@@ -62,6 +63,28 @@ def test_one_instant_written_in_two_zones_is_one_question() -> None:
 def test_an_id_with_a_zero_character_is_refused_before_it_reaches_postgres() -> None:
     with pytest.raises(Invalid, match=r"U\+0000"):
         decode(b'{"user_id": "a\\u0000"}')
+
+
+def test_top_without_candidates_is_refused() -> None:
+    with pytest.raises(Invalid, match=r"no candidates") as refused:
+        decode(b'{"user_id": "ann", "top": 3}')
+    assert refused.value.where == "$.top"
+
+
+def test_a_learner_is_asked_its_own_kind_of_question_only() -> None:
+    plain, ranking = ScoreRequest(user_id="ann"), ScoreRequest(user_id="ann", candidates=("a",))
+    assert misfit(plain, "prompttpp", ranks=False) is None
+    assert misfit(ranking, "sdim", ranks=True) is None
+    for request, learner, ranks in ((ranking, "prompttpp", False), (plain, "sdim", True)):
+        refused = misfit(request, learner, ranks=ranks)
+        assert refused is not None
+        assert (refused.where, learner in refused.what) == ("$.candidates", True)
+
+
+def test_shorter_lists_of_candidates_are_padded() -> None:
+    found = candidates_of([["a", "b", "c"], ["d"]])
+    assert found.item.tolist() == [["a", "b", "c"], ["d", None, None]]
+    assert found.mask.tolist() == [[True, True, True], [True, False, False]]
 
 
 @pytest.mark.parametrize("at", [datetime.min, datetime(1969, 12, 31, 23, 59, 59, 999999), datetime.max])
