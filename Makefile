@@ -60,7 +60,7 @@ test-kafka: $(INSTALLED) ## Tests on a real Apache Kafka (../shared/kafka and Ja
 test-slow: $(INSTALLED) ## Long tests
 	$(BIN)/pytest -m slow
 
-chaos: $(INSTALLED) ## Kill every process at every fail point: make chaos RUNS=20
+chaos: $(INSTALLED) ## Kill every process, sessions of Postgres and the broker at random: make chaos RUNS=20
 	$(BIN)/python -m tests.chaos --runs $(RUNS)
 
 bench: $(INSTALLED) $(PEERS) ## Ingest beside its peers on a real Kafka, about half an hour: make bench EVENTS=1000000 ROUNDS=5

@@ -1,5 +1,7 @@
-"""Kill, freeze and rebalance real processes at random, and show that nothing of it can be seen afterwards.
+"""Kill, freeze and starve real processes and their servers at random, and show that nothing of it can be seen.
 
-`python -m tests.chaos --runs 20` first runs a stream without disturbance, then again and again with it: each
-time every record must count exactly once (`driftline verify`) and the learner must end with the same bytes.
+`python -m tests.chaos --runs 20` first runs a stream without disturbance, then again and again with it. Each time
+every record must count exactly once (`driftline verify`), both learners must end with the same bytes, a reader of
+alarms that keeps the first of each id must see the same ones, each question must be answered, and what was known of
+users as of one moment must stay.
 """

@@ -1,4 +1,4 @@
-"""A process of Driftline's under somebody's thumb."""
+"""Processes of Driftline's under somebody's thumb."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
+from tests.chaos.plan import Ends
+
 REPOSITORY = Path(__file__).parents[2]
+DRAIN_S = 30.0
+"""Seconds a process may take to end when asked to: three times its promise, on a machine that is full."""
 
 
 class Victim:
@@ -69,10 +75,10 @@ class Victim:
     def drain(self) -> int:
         """SIGTERM; returns the exit status. A fail point that freezes it meanwhile is thawed.
 
-        :raises subprocess.TimeoutExpired: it was not gone within 10 s.
+        :raises subprocess.TimeoutExpired: it was not gone within `DRAIN_S`.
         """
         self._signal(signal.SIGTERM)
-        for _ in range(100):
+        for _ in range(int(DRAIN_S * 10)):
             try:
                 return self.wait(0.1)
             except subprocess.TimeoutExpired:
@@ -90,3 +96,44 @@ class Victim:
     def _signal(self, number: signal.Signals) -> None:
         if self.alive and self._process is not None:
             self._process.send_signal(number)
+
+
+class Doomed(Victim):
+    """One whose lives end as planned, each followed by the next."""
+
+    def __init__(self, verb: list[str], environment: dict[str, str], log: Path, ends: Ends) -> None:
+        super().__init__(verb, environment, log)
+        self._ends = list(ends)
+        self._end: str | float = ""
+        self._since = 0.0
+        self.points: Counter[str] = Counter()
+        """Deaths at fail points."""
+
+    def live(self) -> None:
+        """The next life begins."""
+        self._end = self._ends.pop(0) if self._ends else ""
+        self.start(self._end if isinstance(self._end, str) else "")
+        self._since = time.monotonic()
+
+    @property
+    def doomed(self) -> bool:
+        """Whether it is to be killed from outside now."""
+        return self.alive and isinstance(self._end, float) and time.monotonic() - self._since >= self._end
+
+    def look(self) -> bool:
+        """Kills it if its time has come, and starts it again if it was killed; True: it has ended well.
+
+        :raises AssertionError: it ended in any other way.
+        """
+        if self.doomed:
+            self._signal(signal.SIGKILL)
+            self.wait(10)
+        status = self.ended()
+        if status == -signal.SIGKILL:
+            self.kills += 1
+            if isinstance(self._end, str):
+                self.points[self._end.partition(":")[0]] += 1
+            self.live()
+        elif status is not None and status != 0:
+            raise AssertionError(f"{self.log.stem} ended by itself with {status}; see {self.log}")
+        return status == 0

@@ -1,282 +1,168 @@
-"""One run: a stream is produced while the processes that read it are disturbed; then everything is proven."""
+"""One run: a stream is sent and learnt while everything that works on it is disturbed; then everything is proven."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psycopg
-from sqlalchemy import make_url
-
-from contracts import topics
-from driftline.simulate import Scenario, Simulation
-from runtime import kafka
 from runtime.kafka import KafkaConfig
-from runtime.produce import Outgoing
-from storage import migrate
-from tests.chaos.plan import Plan
-from tests.chaos.process import REPOSITORY, Victim
-
-SESSION_S = 1.5
-PRODUCE_S = 8.0
-"""Seconds over which the stream is sent, so that the disturbances meet records on their way."""
-LIMIT_S = 240.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a run showed."""
-
-    seed: int
-    seconds: float
-    clean: bool
-    """`driftline verify` found every record exactly once."""
-    verify: str
-    sha256: str
-    """Of the final snapshot's tensors."""
-    snapshot: str
-    ingest_kills: int
-    rolled_back: int
-    """Kills while a batch's rows were written and not committed."""
-    fenced: int
-    """Batches of a former owner that Postgres refused."""
-    rebalances: int
-    train_kills: int
-    repeated_steps: int
-    replayed: str
-    """What `replay-journal` said of the newest three snapshots."""
-    trouble: str = ""
-    """Why it failed, if it did."""
+from tests.chaos.asking import Asker
+from tests.chaos.ingesting import LIMIT_S, Ingesting
+from tests.chaos.outcome import Outcome
+from tests.chaos.plan import LEARNERS, QUIET, Plan
+from tests.chaos.process import Doomed, Victim
+from tests.chaos.proofs import driftline, newest, repeated_steps, replay, undone, unfit, unsealed
+from tests.chaos.reading import Tail
+from tests.chaos.remembering import Memory
+from tests.chaos.servers import Strikes
+from tests.chaos.stage import Stage, environment
+from tests.chaos.watching import SOURCES, Alarms, Watcher, alarms_of
 
 
-class Stage:
-    """The servers all runs share, and the stream: the same records each time."""
-
-    def __init__(self, bootstrap: str, postgres: str, folder: Path, *, users: int, days: float) -> None:
-        self.bootstrap = bootstrap
-        self.postgres = postgres
-        self.folder = folder
-        scenario = Scenario(
-            seed=7, users=users, duration_s=days * 86_400.0, change_after_s=days * 43_200.0,
-            malformed_rate=0.02, duplicate_rate=0.03,
-        )  # fmt: skip
-        self.records = list(Simulation(scenario).records())
-
-    @contextmanager
-    def database(self) -> Iterator[str]:
-        """A fresh, migrated database."""
-        name = f"chaos_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(self.postgres, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        url = make_url(self.postgres).set(database=name).render_as_string(hide_password=False)
-        migrate.upgrade(url)
-        yield url
-        with psycopg.connect(self.postgres, autocommit=True) as connection:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-def run(stage: Stage, plan: Plan) -> Outcome:
+class Run:
     """One run under a plan."""
+
+    def __init__(self, stage: Stage, plan: Plan, config: KafkaConfig, database: str, folder: Path) -> None:
+        self.stage, self.plan, self.config, self.database = stage, plan, config, database
+        self.settings = environment(config, database, folder)
+        victims = [Victim(["ingest"], self.settings, folder / f"ingest-{n}.log") for n in (1, 2)]
+        self.ingest = Ingesting(plan.ingest, *victims)
+        self.train = {
+            learner: self._doomed(["train", "--learner", learner, "--once"], f"train-{learner}") for learner in LEARNERS
+        }
+        self.score, self.maintain, self.export = (self._doomed([verb]) for verb in ("score", "maintain", "export"))
+        self.drift = Watcher(config, self.settings, folder / "drift.log", plan.drift)
+        self.strikes = Strikes(plan, stage.broker, database)
+        self.asker = Asker(config, stage.users, plan.seed)
+        self.memory = Memory(database, stage.users, enough=len(stage.records) // 3)
+        self.read_by_drift = 0
+
+    def play(self) -> None:
+        """:raises AssertionError: a process ended by itself, or something took for ever."""
+        for beside in self._beside():
+            beside.live()
+        self.asker.start()
+        self.ingest.run(lambda: self.stage.send(self.config), self.strikes, self._look)
+        self.strikes.enter("train")
+        for learner in self.train.values():
+            learner.live()
+        self._until("both learners have learnt", self._learnt)
+        self.strikes.finish()
+        self.asker.stop()
+        self._until("all questions are answered", self.asker.listen)
+        self.read_by_drift = sum(self._ends(topic) for topic in SOURCES)
+        self._until("drift has read everything", lambda: self.drift.has_read(self.read_by_drift))
+        for victim in (self.ingest.first, self.ingest.second, self.score, self.drift):
+            if victim.alive and (status := victim.drain()) != 0:
+                raise AssertionError(f"{victim.log.name}: exit {status} after SIGTERM")
+
+    def kill_all(self) -> dict[str, int]:
+        """Nobody stays; returns how often each was killed until then."""
+        victims = self._victims()
+        kills = {name: sum(victim.kills for victim in those) for name, those in victims.items()}
+        for victim in (one for those in victims.values() for one in those):
+            victim.kill()
+        self.strikes.finish()
+        self.asker.close()
+        self.drift.close()
+        return {**kills, "backends": self.strikes.ended.total(), "broker": self.strikes.bounces}
+
+    def bites(self) -> dict[str, int]:
+        """What shows that the kills mattered."""
+        ingest = (self.ingest.first, self.ingest.second)
+        in_transaction = ("maintain.before_seal_commit", "maintain.before_trim_commit")
+        return {
+            "ingest batches rolled back": self.ingest.uncommitted,
+            "ingest commits fenced": sum(victim.count("ingest.fenced") for victim in ingest),
+            "ingest rebalances": sum(victim.count("ingest.assigned") for victim in ingest) - 1,
+            **{f"{name} steps repeated": repeated_steps(one.log) for name, one in self.train.items()},
+            "drift gone on from the middle": self.drift.bites(self.read_by_drift),
+            "score questions answered again": self.asker.repeated,
+            "maintain killed in a transaction": sum(self.maintain.points[point] for point in in_transaction),
+            "export killed while it published": self.export.points.total(),
+            "sessions of Postgres ended": self.strikes.ended.total(),
+            "broker killed": self.strikes.bounces,
+        }
+
+    def _doomed(self, verb: list[str], name: str = "") -> Doomed:
+        kind = verb[0]
+        ends = self.plan.train.get(verb[2], ()) if kind == "train" else getattr(self.plan, kind)
+        return Doomed(verb, self.settings, Path(self.settings["DRIFTLINE_DATA_DIR"]) / f"{name or kind}.log", ends)
+
+    def _beside(self) -> tuple[Doomed, ...]:
+        """Those that work all the time, whoever else does."""
+        return self.drift, self.score, self.maintain, self.export
+
+    def _victims(self) -> dict[str, Sequence[Victim]]:
+        return {
+            "ingest": (self.ingest.first, self.ingest.second),
+            **{name: (one,) for name, one in self.train.items()},
+            **{one.log.stem: (one,) for one in self._beside()},
+        }
+
+    def _look(self) -> None:
+        for beside in self._beside():
+            beside.look()
+        self.strikes.look()
+        self.memory.look()
+
+    def _learnt(self) -> bool:
+        ended = [learner.look() for learner in self.train.values()]  # each is looked at, whatever the others do
+        return all(ended)
+
+    def _until(self, what: str, true: Callable[[], bool]) -> None:
+        until = time.monotonic() + LIMIT_S
+        while not true():
+            if time.monotonic() > until:
+                raise AssertionError(f"waited {LIMIT_S:.0f} s in vain until {what}")
+            self._look()
+            time.sleep(0.05)
+
+    def _ends(self, topic: str) -> int:
+        tail = Tail(self.config, topic)
+        try:
+            return sum(tail.ends())
+        finally:
+            tail.close()
+
+
+def run(stage: Stage, plan: Plan, quiet: Alarms | None = None) -> tuple[Outcome, Alarms]:
+    """One run under a plan.
+
+    :param quiet: alarms of the run without disturbances.
+    """
     folder = stage.folder / f"seed-{plan.seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    config = KafkaConfig(stage.bootstrap, prefix=f"chaos-{uuid.uuid4().hex[:8]}.")
-    kafka.create_topics(config, topics.ALL)
-    started = time.monotonic()
+    began, trouble = time.monotonic(), []
     with stage.database() as database:
-        environment = _environment(config, database, folder)
-        first = Victim(["ingest"], environment, folder / "ingest-1.log")
-        second = Victim(["ingest"], environment, folder / "ingest-2.log")
-        train = Victim(["train", "--once"], environment, folder / "train.log")
-        kills_uncommitted = 0
-        trouble = ""
+        one = Run(stage, plan, stage.topics(), database, folder)
         try:
-            kills_uncommitted = _disturb_ingest(stage, config, plan, first, second)
-            _disturb_train(plan, train)
-            for victim in (first, second):
-                if victim.alive and (status := victim.drain()) != 0:
-                    trouble = f"{victim.log.name}: exit {status} after SIGTERM"
+            one.play()
         except Exception as error:  # the table must show every run, failed ones too
-            trouble = f"{type(error).__name__}: {error}"
+            trouble.append(f"{type(error).__name__}: {error}")
         finally:
-            ingest_kills, train_kills = first.kills + second.kills, train.kills
-            for victim in (first, second, train):
-                victim.kill()
-        verify = _driftline(["verify"], environment)
-        snapshot, sha256 = _newest_snapshot(database)
-        replayed = "" if trouble else _replay_three(environment, database)
-    fenced = sum(victim.count("ingest.fenced") for victim in (first, second))
-    return Outcome(
-        seed=plan.seed,
-        seconds=time.monotonic() - started,
-        clean=verify.returncode == 0,
-        verify=verify.stdout.decode() + verify.stderr.decode(),
-        sha256=sha256,
-        snapshot=snapshot,
-        ingest_kills=ingest_kills,
-        rolled_back=kills_uncommitted,
-        fenced=fenced,
-        rebalances=first.count("ingest.assigned") + second.count("ingest.assigned") - 1,
-        train_kills=train_kills,
-        repeated_steps=sum(map(int, re.findall(r'"steps": ?(\d+)[^\n]*train.repeating', train.log.read_text())))
-        or sum(map(int, re.findall(r'train.repeating[^\n]*"steps": ?(\d+)', train.log.read_text()))),
-        replayed=replayed,
-        trouble=trouble,
-    )
-
-
-def _disturb_ingest(stage: Stage, config: KafkaConfig, plan: Plan, first: Victim, second: Victim) -> int:
-    """Sends the stream under the ingest processes' disturbances; returns the kills of uncommitted batches."""
-    sending = threading.Thread(target=_send, args=(stage.records, config), name="sending")
-    began = time.monotonic()
-    lives = list(plan.ingest)
-    armed = lives.pop(0) if lives else ""
-    first.start(armed)
-    sending.start()
-    kills = list(plan.kill_s)
-    thaw_at: dict[int, float] = {}
-    uncommitted = 0
-    second_started = second_killed = froze = False
-    while time.monotonic() - began < LIMIT_S:
-        now = time.monotonic() - began
-        if first.ended() is not None:
-            if first.ended() == -signal.SIGKILL:
-                first.kills += 1
-                uncommitted += armed.startswith(("ingest.after_rows", "ingest.before_commit"))
-            else:
-                raise AssertionError(f"ingest ended by itself with {first.ended()}; see {first.log}")
-            armed = lives.pop(0) if lives else ""
-            first.start(armed)
-        if first.stopped_itself():
-            first.frozen = True
-            thaw_at[id(first)] = now + plan.frozen_s
-            if not second.alive:  # somebody must be there to take over
-                second.start()
-                second_started = True
-        if kills and now >= kills[0] and not first.frozen:
-            kills.pop(0)
-            armed = ""
-            first.kill()
-            first.kills -= 1  # counted when it is seen to have ended
-        if not second_started and now >= plan.second_joins_s:
-            second.start()
-            second_started = True
-        if (
-            not second_killed
-            and second.alive
-            and now >= plan.second_leaves_s
-            and not first.frozen
-            and not second.frozen
-        ):
-            second.kill()
-            second_killed = True
-        if not froze and now >= plan.freeze_s and first.alive and not first.frozen:
-            froze = True
-            first.freeze()
-            thaw_at[id(first)] = now + plan.frozen_s
-            if not second.alive:
-                second.start()
-                second_started, second_killed = True, False
-        for victim in (first, second):
-            if victim.frozen and now >= thaw_at.get(id(victim), 0.0):
-                victim.thaw()
-        quiet = not lives and not kills and (froze or plan.freeze_s == float("inf")) and not first.frozen
-        if quiet and not sending.is_alive() and now > PRODUCE_S:
-            break
-        if not sending.is_alive() and now > 3 * PRODUCE_S:
-            break  # a fail point that no batch came to any more
-        time.sleep(0.05)
-    sending.join()
-    if first.frozen:
-        first.thaw()
-    if first.drain() == -signal.SIGKILL:  # a fail point still armed came first
-        first.kills += 1
-        uncommitted += armed.startswith(("ingest.after_rows", "ingest.before_commit"))
-    first.start()
-    return uncommitted
-
-
-def _disturb_train(plan: Plan, train: Victim) -> None:
-    for failpoint in plan.train:
-        train.start(failpoint)
-        status = train.wait(LIMIT_S)
-        if status == 0:
-            return  # done before it came to the fail point so often
-        if status != -signal.SIGKILL:
-            raise AssertionError(f"train ended with {status}; see {train.log}")
-        train.kills += 1
-    train.start()
-    if plan.train_kill_s != float("inf"):
-        try:
-            if train.wait(plan.train_kill_s) == 0:
-                return
-        except subprocess.TimeoutExpired:
-            train.kill()
-        train.start()
-    if (status := train.wait(LIMIT_S)) != 0:
-        raise AssertionError(f"train ended with {status}; see {train.log}")
-
-
-def _send(records: list[Outgoing], config: KafkaConfig) -> None:
-    """Sends the stream evenly over PRODUCE_S seconds."""
-    producer = kafka.producer(config)
-    began = time.monotonic()
-    for number, record in enumerate(records):
-        due = began + PRODUCE_S * number / len(records)
-        while (early := due - time.monotonic()) > 0:
-            producer.poll(min(early, 0.05))
-        topic = config.physical(record.topic)
-        producer.produce(topic, key=record.key, value=record.value, timestamp=record.at_ms)
-    if left := producer.flush(60):
-        raise AssertionError(f"{left} records did not reach Kafka")
-
-
-def _environment(config: KafkaConfig, database: str, folder: Path) -> dict[str, str]:
-    return {
-        "DRIFTLINE_POSTGRES_URL": database,
-        "DRIFTLINE_KAFKA_BOOTSTRAP": config.bootstrap,
-        "DRIFTLINE_TOPIC_PREFIX": config.prefix,
-        "DRIFTLINE_DATA_DIR": str(folder),
-        "DRIFTLINE_INGEST__GROUP": config.prefix,
-        "DRIFTLINE_INGEST__SESSION_TIMEOUT_S": str(SESSION_S),
-        "DRIFTLINE_INGEST__BATCH_RECORDS": "100",
-        "DRIFTLINE_INGEST__LINGER_S": "0.02",
-        "DRIFTLINE_INGEST__PORT": "none",
-        "DRIFTLINE_TRAIN__PORT": "none",
-        "DRIFTLINE_TRAIN__SNAPSHOT_EVERY_S": "1",
-        "DRIFTLINE_TRAIN__WARMUP_EVENTS": "1000",
-    }
-
-
-def _driftline(verb: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "driftline", *verb]
-    whole = {**os.environ, **environment}
-    return subprocess.run(command, env=whole, cwd=REPOSITORY, capture_output=True, timeout=LIMIT_S, check=False)
-
-
-def _newest_snapshot(database: str) -> tuple[str, str]:
-    with psycopg.connect(database) as connection:
-        row = connection.execute(
-            "SELECT id, sha256 FROM snapshot WHERE status = 'live' ORDER BY step DESC LIMIT 1"
-        ).fetchone()
-    return (str(row[0]), str(row[1])) if row else ("none", "none")
-
-
-def _replay_three(environment: dict[str, str], database: str) -> str:
-    with psycopg.connect(database) as connection:
-        rows = connection.execute("SELECT id FROM snapshot WHERE status = 'live' ORDER BY step DESC LIMIT 3").fetchall()
-    said = []
-    for (snapshot,) in rows:
-        done = _driftline(["replay-journal", str(snapshot), "--json"], environment)
-        said.append("equal" if done.returncode == 0 and json.loads(done.stdout)["equal"] else f"DIFFERENT {snapshot}")
-    return ", ".join(said)
+            kills = one.kill_all()
+        trouble += filter(None, [undone(one.settings, verb) for verb in ("maintain", "export")])
+        alarms = alarms_of(one.config)
+        verify = driftline(["verify"], one.settings)
+        if verify.returncode != 0:
+            trouble.append("verify is not clean")
+        replayed = replay(one.settings, database, trouble)
+        wrong = (alarms.trouble(quiet), one.asker.trouble(), one.memory.trouble(), unsealed(database))
+        trouble += filter(None, (*wrong, unfit(one.settings)))
+        one.memory.close()
+        outcome = Outcome(
+            seed=plan.seed,
+            seconds=time.monotonic() - began,
+            trouble=tuple(trouble),
+            verify=verify.stdout.decode() + verify.stderr.decode(),
+            sha256={learner: next(iter(newest(database, learner)), ("", "none"))[1] for learner in LEARNERS},
+            replayed=replayed,
+            kills=kills,
+            bites=one.bites() if plan != QUIET else {},
+            alarms=str(alarms),
+            alarms_repeated=alarms.repeated,
+            questions=len(one.asker.answered),
+        )
+    return outcome, alarms
