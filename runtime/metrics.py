@@ -216,7 +216,7 @@ def train_ticks(learner: str) -> None:
     """Silences that reached the task's horizon and were learnt as negative labels."""
 
 
-@_gauge("driftline_train_open_subjects")
+@_gauge("driftline_train_open_rows")
 def open_subjects(learner: str) -> None:
     """Events whose outcome was predicted and is not known yet, as of the newest snapshot."""
 

@@ -132,7 +132,10 @@ def undone(connection: Connection) -> Iterator[None]:
 class School:
     """A database with a log, topics whose streams it holds, and a folder of snapshots."""
 
-    def __init__(self, database: str, config: KafkaConfig, folder: Path) -> None:
+    def __init__(self, database: str, config: KafkaConfig, folder: Path, *, labels: bool) -> None:
+        """
+        :param labels: the streams of labels are there too.
+        """
         self.database = database
         self.config = config
         self.folder = folder
@@ -143,7 +146,7 @@ class School:
             (topic.topic, partition): Stream(
                 topic=topic.topic, partition=partition, topic_id=topic.topic_id, cluster_id=topic.cluster_id
             )
-            for topic in kafka.describe(config, [*topics.EVENTS, topics.LABELS]).values()
+            for topic in kafka.describe(config, [*topics.EVENTS, *((topics.LABELS,) if labels else ())]).values()
             for partition in range(topic.partitions)
         }
 
@@ -221,10 +224,10 @@ class School:
 
 
 @contextmanager
-def schools(database: str, config: KafkaConfig, folder: Path) -> Iterator[School]:
+def schools(database: str, config: KafkaConfig, folder: Path, *, labels: bool = False) -> Iterator[School]:
     """A school; torch is as before when it closes."""
     threads = torch.get_num_threads()
-    school = School(database, config, folder / "snapshots")
+    school = School(database, config, folder / "snapshots", labels=labels)
     yield school
     school.engine.dispose()
     torch.use_deterministic_algorithms(False)

@@ -31,7 +31,7 @@ KNOWN: Place = (topics.LABELS, 0)
 
 @pytest.fixture
 def school(database: str, tansu_topics: KafkaConfig, tmp_path: Path) -> Iterator[School]:
-    with schools(database, tansu_topics, tmp_path) as made:
+    with schools(database, tansu_topics, tmp_path, labels=True) as made:
         yield made
 
 

@@ -7,9 +7,11 @@ merge, strictly before the reference time. An outcome is learnt in the first ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +26,7 @@ from learners.cohort import Cohort, CohortReport
 from storage import journal, log, predictions, snapshots
 from storage.engine import open_engine
 from storage.journal import Seat, Step
+from storage.sequences import SequenceEvent
 from storage.vocabulary import Vocabulary
 from streams.course import Course, Plan, make_deterministic
 from streams.merge import LabelRow, LogRow, Merge, Row, runs_of
@@ -92,7 +95,7 @@ def record_us(number: int) -> int:
 
 def written(connection: Connection, world: Sequence[Happening]) -> list[Row]:
     """The world in the log, as the merge gives it back."""
-    scribe, labels = Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES)), []
+    labels = list[Told]()
     rows: dict[Place, list[Given | Told]] = {place: [] for place in PLACES}
     for number, one in enumerate(world):
         place = (PAYMENT, ord(one.user[0]) % 2) if one.payment else (USER, 0)
@@ -107,15 +110,22 @@ def written(connection: Connection, world: Sequence[Happening]) -> list[Row]:
             labels.append(Told(0, told_at, told_at, one.user, subject, ref_time, one.y))
     ordered = sorted(labels, key=lambda told: told.record_at)
     rows[LABELS, 0] = [told._replace(offset=offset) for offset, told in enumerate(ordered)]
+    return merged(connection, rows)
+
+
+def merged(connection: Connection, rows: Mapping[Place, Sequence[Given | Told]]) -> list[Row]:
+    """Rows of each stream, written to the log, as the merge gives them back."""
+    scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES))
     for place, some in rows.items():
         if some:
             scribe.write(place, some)
     merge, found = Merge({}, labels=True), list[Row]()
     merge.refresh(connection)
     merge.set_ends(scribe.ends())
-    while (row := merge.pop()) is not None:
-        found.append(row)
-    assert len(found) == len(world) + len(labels)
+    while merge.refresh(connection) or not merge.at_ends():
+        if (row := merge.pop()) is not None:
+            found.append(row)
+    assert len(found) == sum(len(some) for some in rows.values())
     return found
 
 
@@ -129,17 +139,18 @@ class Watched(Cohort):
 
     def __init__(self, plain: Cohort) -> None:
         super().__init__(plain.learner, {"risk_rate": plain.arms["reference.risk_rate"]}, parties=plain.parties)
+        self._last_n = plain.needs.last_n
         self.asked: dict[int, tuple[list[float], list[int]]] = {}
         """Event -> (columns, keys of the history it may see), when it was predicted."""
         self.matured: list[tuple[int, list[float], list[int], float, float]] = []
         """(event, columns, history, outcome, known at), in the order of learning."""
 
     def _take(self, batch: Batch, census: Batch | None) -> CohortReport:
-        x = columns(batch.context, batch.query, last_n=LAST_N).tolist()
+        x = columns(batch.context, batch.query, last_n=self._last_n).tolist()
         for n, key in enumerate(batch.origin.key.tolist()):
             start = int(batch.context.offsets[batch.query.stack[n]])
             end = start + int(batch.query.visible[n])
-            seen = batch.context.key[max(start, end - LAST_N) : end].tolist()
+            seen = batch.context.key[max(start, end - self._last_n) : end].tolist()
             if batch.target.kind is TargetKind.EVENT:
                 self.asked[key] = (x[n], seen)
             else:
@@ -352,6 +363,58 @@ def test_a_history_beyond_what_is_remembered_is_read_as_it_was(connection: Conne
         [(key, x, seen, y, _)] = walk.cohort.matured
         assert (x, seen) == walk.cohort.asked[key]
         assert (len(seen), y) == (LAST_N, 1.0)
+
+
+def card_payments(connection: Connection, folder: Path, *, count: int, labels: int) -> list[Row]:
+    """Payments of the recording, one in fifty up to an hour late, and labels of some of them, picked at random, from
+    six hours before to three days after; as the merge gives them back."""
+    rng = np.random.default_rng(11)
+    table = pq.read_table(folder / "fdh_payments" / "events.parquet").slice(0, count)
+    users, shops = (table[name].to_numpy() for name in ("user_id", "merchant_id"))
+    at, amounts = table["ts"].to_numpy() * SECOND, np.round(table["amount"].to_numpy() * 1e6).astype(np.int64)
+    record_at = at + np.where(rng.random(count) < 0.02, rng.integers(0, 3600, count), 0) * SECOND
+    frauds, told = table["is_fraud"].to_numpy(), set(rng.choice(count, labels, replace=False).tolist())
+    rows: dict[Place, list[Given | Told]] = {place: [] for place in PLACES}
+    known = list[Told]()
+    for n in np.argsort(record_at, kind="stable").tolist():
+        place, user = (PAYMENT, int(users[n]) % 2), str(users[n])
+        offset = len(rows[place])
+        given = Given(offset, int(record_at[n]), int(at[n]), user, "payment", str(shops[n]), amount=int(amounts[n]))
+        rows[place].append(given)
+        if n in told:
+            late = int(record_at[n]) + int(rng.integers(-6 * 3600, 3 * 86_400)) * SECOND
+            known.append(Told(0, late, late, user, f"{PAYMENT}-{place[1]}-{offset}", int(at[n]), float(frauds[n])))
+    ordered = sorted(known, key=lambda one: one.record_at)
+    rows[LABELS, 0] = [one._replace(offset=offset) for offset, one in enumerate(ordered)]
+    return merged(connection, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_shuffled_labels_of_card_payments_see_what_was_known_as_of_their_reference_time(
+    connection: Connection, shared_data: Path
+) -> None:
+    with undone(connection):
+        rows = card_payments(connection, shared_data, count=40_000, labels=10_000)
+        plan = Plan(learner="risk", seed=0, options={}, resolution_us=SECOND)
+        walk, size = Walk(connection, plan), 256
+        for start in range(0, len(rows), size):
+            walk.step(rows[start : start + size])
+        place = {row.event.key: n for n, row in enumerate(rows) if isinstance(row, LogRow)}
+        known = {subject_of(row): n for n, row in enumerate(rows) if isinstance(row, LabelRow)}
+        learnt = {key: number for number, keys in enumerate(walk.learnt) for key in keys}
+        assert len(known) == len(walk.cohort.matured) == 10_000
+        assert learnt == {key: max(n, place[key]) // size for key, n in known.items()}
+        own: dict[str, list[tuple[int, SequenceEvent]]] = {}
+        for n, row in enumerate(rows):
+            if isinstance(row, LogRow):
+                own.setdefault(row.user, []).append((n, row.event))
+        for key, x, seen, _, _ in walk.cohort.matured:
+            row = rows[place[key]]
+            assert isinstance(row, LogRow)
+            before = sorted(event for n, event in own[row.user] if n < place[key] and event.at < row.event.at)
+            assert seen == [event.key for event in before][-32:]
+            assert (x, seen) == walk.cohort.asked[key], "to the bit"
 
 
 def means(losses: Mapping[str, Any]) -> dict[str, float]:
