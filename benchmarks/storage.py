@@ -3,7 +3,7 @@
     python -m benchmarks.storage --events 1000000 --json build/bench/storage.json
 
 Events go in as `ingest` writes them (log, sequences, offsets in one transaction a batch), users drawn by Zipf's
-law; one user more has a history of 100,000. Then everything is sealed, read, and users are erased.
+law or evenly; one user more has a history of 100,000. Then everything is sealed, read, and users are erased.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import json
 import sys
 import tempfile
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from sqlalchemy import Connection, Engine, text
 
 from benchmarks.servers import ROOT, Absent, create_database, postgres
 from contracts import topics
-from storage import erasure, log, migrate, offsets, sealing, sequences
-from storage.engine import open_engine
+from learners.batch import Context
+from runtime.context import context_of
+from storage import erasure, histories, log, migrate, offsets, sealing, sequences
+from storage.engine import driver, open_engine
 from storage.offsets import Advance, Claim, Cursor, Stream
 from storage.sequences import HistoryAsk, NewEvents
 from storage.vocabulary import Vocabulary
@@ -52,6 +54,7 @@ def main() -> int:
     given = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     given.add_argument("--events", type=int, default=1_000_000)
     given.add_argument("--users", type=int, default=20_000)
+    given.add_argument("--lengths", choices=["zipf", "even"], default="zipf", help="how many events users have")
     given.add_argument("--erase", type=int, default=100, help="users")
     given.add_argument("--ids", choices=["short", "uuid"], default="uuid", help="what event ids look like")
     given.add_argument("--json", type=Path, default=ROOT / "build" / "bench" / "storage.json")
@@ -72,14 +75,14 @@ def measure(url: str, asked: argparse.Namespace) -> dict[str, Any]:
     """All of it, one after the other."""
     migrate.upgrade(url)
     engine = open_engine(url, application_name="bench", pooled=True)
-    world = World(engine, users=asked.users, short_ids=asked.ids == "short")
-    found: dict[str, Any] = {"events": asked.events, "users": asked.users, "event_ids": asked.ids}
+    world = World(engine, users=asked.users, short_ids=asked.ids == "short", even=asked.lengths == "even")
+    found: dict[str, Any] = {name: getattr(asked, name) for name in ("events", "users", "lengths", "ids")}
     found["growth"] = grow(world, engine, asked.events)
-    world.write(np.full(LONG_EVENTS, asked.users))
+    world.write([LONG] * LONG_EVENTS)
     found["seal_last"] = sealed(engine, rows=2)
     vacuum(engine)
     found["sealed"] = sizes(engine, asked.events + LONG_EVENTS)
-    found["reads_ms"] = reads(engine, world)
+    found["reads_ms"] = reads(engine, world.draw(300), world.cursor, middle=_time(world.next - LONG_EVENTS // 2))
     found["erasure"] = erased(engine, asked.users, asked.erase)
     engine.dispose()
     return found
@@ -88,18 +91,18 @@ def measure(url: str, asked: argparse.Namespace) -> dict[str, Any]:
 class World:
     """Writes batches of events as `ingest` would."""
 
-    def __init__(self, engine: Engine, *, users: int, short_ids: bool) -> None:
+    def __init__(self, engine: Engine, *, users: int, short_ids: bool, even: bool) -> None:
         self._engine = engine
         self._vocabulary = Vocabulary(engine)
-        self._users = [f"user-{n:07d}" for n in range(users)] + [LONG]
-        weights = 1 / np.arange(1, users + 1)
-        self.weights: NDArray[np.float64] = weights / weights.sum()
-        self.rng = np.random.default_rng(7)
+        weights = np.ones(users) if even else 1 / np.arange(1, users + 1)
+        self._weights: NDArray[np.float64] = weights / weights.sum()
+        self._rng = np.random.default_rng(7)
         self._short_ids = short_ids
         stream = Stream(topic=topics.USER, partition=0, topic_id="bench", cluster_id="bench")
         with engine.begin() as connection:
             offsets.register(connection, {stream: 0})
-            [self._claim] = offsets.claim(connection, offsets.streams(connection))
+            own = [row for row in offsets.streams(connection) if row.stream == stream]
+            [self._claim] = offsets.claim(connection, own)
         self.next = 0
 
     @property
@@ -107,14 +110,19 @@ class World:
         """As of everything written."""
         return {self._claim.stream_id: self.next}
 
-    def draw(self, n: int) -> NDArray[np.int64]:
-        """Users of the next events, by Zipf's law."""
-        return self.rng.choice(len(self.weights), n, p=self.weights)
+    def draw(self, n: int) -> list[str]:
+        """Users of events, by how many they have."""
+        return [f"user-{user:07d}" for user in self._rng.choice(len(self._weights), n, p=self._weights)]
 
-    def write(self, users: NDArray[np.int64]) -> None:
-        """Events of these users, a second apart, batch by batch."""
+    def write(self, users: Sequence[str]) -> float:
+        """Events of these users, a second apart, batch by batch; seconds it took, without making them up."""
+        seconds = 0.0
         for at in range(0, len(users), BATCH):
-            rows = self._rows(users[at : at + BATCH])
+            batch = users[at : at + BATCH]
+            items = self._rng.zipf(1.3, len(batch)) % 50_000
+            times = _time(self.next + np.arange(len(batch)))
+            rows = event_rows(self._rng, batch, items, times, first=self.next, short_ids=self._short_ids)
+            started = time.perf_counter()
             claim, first, last = self._claim, self.next, self.next + rows.num_rows
             with self._engine.begin() as connection:
                 events = NewEvents(claim=claim, first_offset=first, topic_kind=sequences.USER, rows=rows)
@@ -122,21 +130,42 @@ class World:
                 log.append(connection, [_segment(claim, first, last, rows)])
                 offsets.advance(connection, [Advance(claim=claim, first=first, next=last)])
             self.next = last
+            seconds += time.perf_counter() - started
+        return seconds
 
-    def _rows(self, users: NDArray[np.int64]) -> pa.Table:
-        n, nothing = len(users), pa.nulls(len(users), pa.string())
-        at = np.arange(self.next, self.next + n)
-        times = pa.array(START_US + at * SECOND_US).cast(pa.timestamp("us", tz="UTC"))
-        ids = [f"e{i}" for i in at] if self._short_ids else [str(uuid.UUID(bytes=self.rng.bytes(16))) for _ in at]
-        columns = {
-            "offset": pa.array(at), "record_at": times, "at": times, "event_id": pa.array(ids),
-            "user": pa.array([self._users[user] for user in users]),
-            "type": pa.array([f"type-{kind}" for kind in self.rng.integers(0, 20, n)]),
-            "item": pa.array([f"item-{item}" for item in self.rng.zipf(1.3, n) % 50_000]),
-            "amount": pa.nulls(n, pa.int64()), "currency": nothing, "other": nothing,
-            "source": pa.array(["bench"] * n),
-        }  # fmt: skip
-        return pa.table(columns, schema=log.EVENT_ROWS)
+
+def event_rows(
+    rng: np.random.Generator, users: Sequence[str], items: NDArray[Any], times_us: NDArray[Any], *, first: int,
+    short_ids: bool = False,
+) -> pa.Table:  # fmt: skip
+    """Rows of the log: events of these users about these items, with ids that no other has.
+
+    :param first: offset of the first.
+    """
+    n, nothing = len(users), pa.nulls(len(users), pa.string())
+    at = np.arange(first, first + n)
+    times = pa.array(times_us).cast(pa.timestamp("us", tz="UTC"))
+    columns = {
+        "offset": pa.array(at), "record_at": times, "at": times,
+        "event_id": pa.array([f"e{i}" for i in at]) if short_ids else _uuids(rng, n),
+        "user": pa.array(users),
+        "type": pa.array([f"type-{kind}" for kind in rng.integers(0, 20, n).tolist()]),
+        "item": pa.array([f"item-{item}" for item in items.tolist()]),
+        "amount": pa.nulls(n, pa.int64()), "currency": nothing, "other": nothing,
+        "source": pa.array(["bench"] * n),
+    }  # fmt: skip
+    return pa.table(columns, schema=log.EVENT_ROWS)
+
+
+def _uuids(rng: np.random.Generator, n: int) -> pa.Array:
+    digits = np.frombuffer(rng.bytes(16 * n).hex().encode(), "S1").reshape(n, 32)
+    written = np.insert(digits, [8, 12, 16, 20], b"-", axis=1)  # [n, 36]
+    return pa.array(np.ascontiguousarray(written).view("S36").ravel().astype("U36"))
+
+
+def _time(number: Any) -> Any:
+    """Event time of the events of these numbers, microseconds."""
+    return START_US + number * SECOND_US
 
 
 def _segment(claim: Claim, first: int, last: int, rows: pa.Table) -> log.NewSegment:
@@ -145,13 +174,11 @@ def _segment(claim: Claim, first: int, last: int, rows: pa.Table) -> log.NewSegm
 
 
 def grow(world: World, engine: Engine, events: int) -> list[dict[str, Any]]:
-    """Ingest in ten parts, sealed in between as `maintain` would: the rate of each tells whether size matters."""
+    """Writing in ten parts, sealed in between as `maintain` would: the rate of each tells whether size matters."""
     parts, sealed_s = [], 0.0
     for part in range(10):
         users = world.draw(events // 10)
-        started = time.perf_counter()
-        world.write(users)
-        seconds = time.perf_counter() - started
+        seconds = world.write(users)
         sealing_done = sealed(engine, rows=SEAL_ROWS)
         sealed_s += sealing_done["seconds"]
         parts.append({"events": world.next, "events_per_s": round(len(users) / seconds), "seal": sealing_done})
@@ -190,30 +217,44 @@ def sizes(engine: Engine, events: int) -> dict[str, Any]:
     }
 
 
-def reads(engine: Engine, world: World) -> dict[str, dict[str, float]]:
-    """Milliseconds until a history is a list of events in Python, through the function that all readers call."""
-    asked = [world.draw(1)[0] for _ in range(300)]
-    users = [f"user-{user:07d}" for user in asked]
+def reads(engine: Engine, users: Sequence[str], cursor: Cursor, *, middle: int) -> dict[str, dict[str, float]]:
+    """Milliseconds until a history is there, strings and all, over a connection that has read before.
+
+    :param users: whose newest 1,000 are read.
+    :param middle: event time in the midst of the long history, microseconds.
+    """
+    ask = HistoryAsk(user=LONG, before=FOREVER, last_n=1000)
     with engine.connect() as connection:
+        read = partial(_timed, histories.read, connection, cursor)
         return {
-            "newest 1,000, users by activity": spread(_timed(connection, world.cursor, users, FOREVER, 1000)),
-            "newest 1,000 of 100,000": spread(_timed(connection, world.cursor, [LONG] * 50, FOREVER, 1000)),
-            "1,000 in the middle of 100,000": spread(
-                _timed(connection, world.cursor, [LONG] * 50, _middle(world), 1000)
+            "newest 1,000, first time": spread(read([replace(ask, user=user) for user in users])),
+            "newest 1,000, again": spread(read([replace(ask, user=user) for user in users])),
+            "newest 1,000 of 100,000": spread(read([ask] * 300)),
+            "1,000 in the middle of 100,000": spread(read([replace(ask, before=middle)] * 300)),
+            "all of 100,000": spread(read([replace(ask, last_n=LONG_EVENTS)] * 30)),
+            "all of 100,000 as a learner's batch": spread(
+                _timed(_as_context, connection, cursor, [replace(ask, last_n=LONG_EVENTS)] * 30)
             ),
-            "all of 100,000": spread(_timed(connection, world.cursor, [LONG] * 5, FOREVER, LONG_EVENTS)),
+            "all of 100,000 as a list of objects": spread(
+                _timed(sequences.histories, connection, cursor, [replace(ask, last_n=LONG_EVENTS)] * 10)
+            ),
             "all of 100,000, arrays as stored": spread(_raw(connection, 10)),
         }
 
 
-def _middle(world: World) -> int:
-    return START_US + (world.next - LONG_EVENTS // 2) * SECOND_US
+def _as_context(connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor) -> Context:
+    return context_of(histories.read(connection, asks, cursor))
 
 
-def _timed(connection: Connection, cursor: Cursor, users: Sequence[str], before: int, last_n: int) -> Iterator[float]:
-    for user in users:
+def _timed(
+    read: Callable[[Connection, Sequence[HistoryAsk], Cursor], object],
+    connection: Connection,
+    cursor: Cursor,
+    asks: Sequence[HistoryAsk],
+) -> Iterator[float]:
+    for ask in asks:
         started = time.perf_counter()
-        sequences.histories(connection, [HistoryAsk(user=user, before=before, last_n=last_n)], cursor)
+        read(connection, [ask], cursor)
         yield (time.perf_counter() - started) * 1000
 
 
@@ -223,7 +264,7 @@ def _raw(connection: Connection, times: int) -> Iterator[float]:
         SELECT s.at, s.kind, s.type, s.item, s.amount, s.other, s.stream, s.position
         FROM user_segment s JOIN vocabulary u ON u.id = s.user_id WHERE u.space = 1 AND u.value = :user
     """)
-    raw = sequences.driver(connection)
+    raw = driver(connection)
     for _ in range(times):
         started = time.perf_counter()
         with raw.cursor(binary=True) as cursor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -127,6 +127,11 @@ def _malformed(rng: random.Random, event: UserEvent, number: int) -> tuple[Messa
 def fill(bootstrap: str, workload: Workload) -> None:
     """Creates all topics and fills the one measured; returns when the broker has acknowledged every record."""
     create_topics(KafkaConfig(bootstrap=bootstrap), topics.ALL)
+    send(bootstrap, workload.messages())
+
+
+def send(bootstrap: str, messages: Iterable[Message]) -> None:
+    """Puts messages on the topic; returns when the broker has acknowledged all."""
     producer = Producer(
         {
             "bootstrap.servers": bootstrap,
@@ -137,11 +142,11 @@ def fill(bootstrap: str, workload: Workload) -> None:
             "partitioner": "murmur2_random",
         }
     )
-    for message in workload.messages():
+    for message in messages:
         _produce(producer, message)
     left = producer.flush(120)
     if left:
-        raise TimeoutError(f"{left:,} of {workload.events:,} records were not acknowledged within 120 s")
+        raise TimeoutError(f"{left:,} records were not acknowledged within 120 s")
 
 
 def _produce(producer: Producer, message: Message) -> None:
