@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,15 @@ from sqlalchemy import Connection
 
 from contracts import topics
 from contracts.identity import event_key
-from learners.baselines.parties import without_features
-from learners.batch import Batch, Floats, Origin, Query, Subject, Target, TargetKind
+from learners.batch import Batch, Floats
 from learners.cohort import Issued as Told
 from learners.ranking.candidates import rows_of
-from runtime.context import context_of, strings
 from storage import journal, log, predictions, sequences
 from storage.journal import Place, Seat, Tick
 from storage.offsets import Cursor
 from storage.predictions import Closed, Issued, Kept
-from storage.sequences import SequenceEvent
-from streams.histories import AsOf, Histories
+from streams.histories import Histories
+from streams.maturity import Known, as_batch, as_of, closed, subjects_of
 from streams.merge import LabelRow, LogRow
 
 TICKS: Final = 256
@@ -42,17 +40,6 @@ WAITING: Final = 100_000
 """Labels that wait for their subject at most; those that have waited longest are let go."""
 PLACES: Final = 4_096
 """Steps whose start cursors are remembered."""
-
-
-class Known(NamedTuple):
-    """An outcome, without saying whose: what waits for its subject, and stands in snapshots."""
-
-    subject: int
-    """Digest of the event's identity."""
-    known_at: int
-    """Microseconds, as all times here."""
-    ref_time: int
-    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +94,7 @@ class Outcomes:
         if not places:
             return None
         asked, batch = [rows[n] for n in places], rows_of(batch, np.array(places, np.int64))
-        query = replace(batch.query, now=batch.target.at, subject=_subject([row.event for row in asked]))
+        query = replace(batch.query, now=batch.target.at, subject=subjects_of([row.event for row in asked]))
         return replace(batch, query=query), asked
 
     def keep(self, connection: Connection, number: int, rows: Sequence[LogRow], told: Told) -> None:
@@ -242,7 +229,7 @@ class Outcomes:
         """Contexts as of the subjects' own steps, with what became known; None: there is nothing to learn."""
         places = self._places_of(connection, {kept.step for kept, _ in pairs})
         told = [(kept, known or self._silence(kept)) for kept, known in pairs]
-        asks = [_as_of(kept, known, places[kept.step]) for kept, known in told]
+        asks = [as_of(kept, known, places[kept.step]) for kept, known in told]
         views = self._histories.as_of(connection, asks, cursor)
         there = [n for n, view in enumerate(views) if view is not None]
         if not there:
@@ -253,9 +240,9 @@ class Outcomes:
         self.handled.passed_over += len(pairs) - len(there)
         rows = [told[n] for n in there]
         return Due(
-            batch=_as_batch(rows, [view for view in views if view is not None]),
+            batch=as_batch(rows, [view for view in views if view is not None]),
             risks=np.array([kept.risks for kept, _ in rows], np.float64),
-            closed=tuple(_closed(kept, known, nobody) for (kept, known), nobody in zip(rows, silent, strict=True)),
+            closed=tuple(closed(kept, known, nobody) for (kept, known), nobody in zip(rows, silent, strict=True)),
         )
 
     def _places_of(self, connection: Connection, steps: set[int]) -> Mapping[int, Place]:
@@ -268,55 +255,3 @@ class Outcomes:
         while len(self._places) > PLACES:
             self._places.popitem(last=False)
         return self._places
-
-
-def _as_of(kept: Kept, known: Known, place: Place) -> AsOf:
-    return AsOf(
-        user=kept.user,
-        key=kept.subject,
-        stream_id=kept.stream_id,
-        offset=kept.position,
-        at=log.microseconds_of(kept.at),
-        before=known.ref_time,
-        seen=place.before(kept.stream_id, kept.position),
-    )
-
-
-def _closed(kept: Kept, known: Known, silent: bool) -> Closed:
-    return Closed(
-        user_id=kept.user_id,
-        subject=kept.subject,
-        value=known.value,
-        known_at=log.time_of(known.known_at),
-        silent=silent,
-    )
-
-
-def _as_batch(rows: Sequence[tuple[Kept, Known]], views: Sequence[tuple[SequenceEvent, list[SequenceEvent]]]) -> Batch:
-    events, n = [event for event, _ in views], len(rows)
-    ref_times = np.array([known.ref_time for _, known in rows], np.int64)
-    return Batch(
-        context=context_of([stack for _, stack in views]),
-        query=Query(
-            stack=np.arange(n, dtype=np.int64),
-            visible=np.array([len(stack) for _, stack in views], np.int64),
-            now=ref_times,
-            user=strings([kept.user for kept, _ in rows]),
-            subject=replace(_subject(events), features=np.array([kept.features for kept, _ in rows], np.float64)),
-        ),
-        target=Target(
-            kind=TargetKind.OUTCOME,
-            at=np.array([known.known_at for _, known in rows], np.int64),
-            type=strings([event.type for event in events]),
-            resolution=np.ones(n, np.int64),
-            timed=np.zeros(n, np.bool_),
-            weight=np.ones(n),
-            item=strings([event.item for event in events]),
-            y=np.clip(np.array([known.value for _, known in rows], np.float64), 0.0, 1.0),
-        ),
-        origin=Origin(key=np.array([event.key for event in events], np.int64)),
-    )
-
-
-def _subject(events: Sequence[SequenceEvent]) -> Subject:
-    return without_features([event.amount or 0 for event in events], [event.other for event in events])
