@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from learners.protocol import Learner
 from scoring.bundle import EXAMPLE, BadBundle, Bundle, learner_in
 from scoring.bundle_example import answer_of, one_way
 
@@ -32,20 +31,18 @@ class Checked:
     """Here."""
 
 
-def device_class(device: torch.device) -> str:
-    """What two machines must share to answer to the same bit: torch build, and instruction set or GPU."""
-    unit = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else torch.cuda.get_device_name(device)
-    return f"{device.type}/{unit}/torch-{torch.__version__}/threads-1"
+def device_class() -> str:
+    """What two machines must share to answer to the same bit: torch build and instruction set. Examples are asked on
+    the CPU and on one thread everywhere."""
+    return f"cpu/{torch.backends.cpu.get_cpu_capability()}/torch-{torch.__version__}/threads-1"
 
 
-def check(bundle: Bundle, *, where: str, device: torch.device | None = None) -> Checked:
+def check(bundle: Bundle, *, where: str) -> Checked:
     """Loads the bundle, asks its example again and compares.
 
-    :param device: where to compute; None: the CPU.
     :raises BadBundle: it cannot be loaded, or answers otherwise.
     """
-    device = device or torch.device("cpu")
-    learner = _on(device, learner_in(bundle, where=where), where)
+    learner = learner_in(bundle, where=where)
     try:
         example = json.loads(bundle.example)
         expected = example["answer"]
@@ -54,10 +51,10 @@ def check(bundle: Bundle, *, where: str, device: torch.device | None = None) -> 
     except (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError) as error:
         what = f"its example cannot be asked: {type(error).__name__}: {error}"
         raise BadBundle(what, where=f"{where}/{EXAMPLE}", todo="export the snapshot again") from error
-    exact = device_class(device) == bundle.manifest["device_class"]
+    exact = device_class() == bundle.manifest["device_class"]
     if wrong := differences(expected, found, exact=exact):
         what = f"it answers otherwise than where it was made ({len(wrong)} numbers), e.g. {wrong[0]}"
-        todo = f"made on {bundle.manifest['device_class']}, asked on {device_class(device)}; do not serve from it"
+        todo = f"made on {bundle.manifest['device_class']}, asked on {device_class()}; do not serve from it"
         raise BadBundle(what, where=f"{where}/{EXAMPLE}", todo=todo)
     return Checked(
         bundle=bundle.id,
@@ -65,7 +62,7 @@ def check(bundle: Bundle, *, where: str, device: torch.device | None = None) -> 
         snapshot=bundle.manifest["snapshot"]["id"],
         figures=len(_figures(expected)),
         exact=exact,
-        device_class=device_class(device),
+        device_class=device_class(),
     )
 
 
@@ -98,13 +95,3 @@ def _figures(answer: Mapping[str, Any]) -> dict[str, float | None]:
         found[f"logit of item {one['item_id']!r}"] = one["logit"]
         found[f"probability of item {one['item_id']!r}"] = one["probability"]
     return found
-
-
-def _on(device: torch.device, learner: Learner, where: str) -> Learner:
-    move = getattr(learner, "to", None)
-    if device.type == "cpu":
-        return learner
-    if move is None:
-        raise BadBundle(f"{learner.name} computes on the CPU only", where=where, todo="leave the device out")
-    move(device)
-    return learner

@@ -62,5 +62,5 @@ def _description(snapshot: Snapshot, manifest: Mapping[str, Any]) -> dict[str, A
         },
         "driftline_version": version("driftline"),
         "torch_version": torch.__version__,
-        "device_class": device_class(torch.device("cpu")),
+        "device_class": device_class(),
     }

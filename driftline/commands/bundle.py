@@ -36,7 +36,6 @@ def add_to(app: typer.Typer) -> None:
 
 def check(
     uri: Uri,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="torch device to answer on.")] = "cpu",
     options: Options = None,
     json: AsJson = False,
 ) -> None:
@@ -47,7 +46,7 @@ def check(
     from scoring.bundle_target import Target
 
     place = Target(uri, _decoded(options))
-    found = [_checked(place, below, device) for below in _below(place)]
+    found = [_checked(place, below) for below in _below(place)]
     if json:
         as_json(found)
         return
@@ -99,19 +98,12 @@ def _below(place: Target) -> Iterator[tuple[str, ...]]:
     yield from found
 
 
-def _checked(place: Target, below: tuple[str, ...], device: str) -> Checked:
-    import torch
-
+def _checked(place: Target, below: tuple[str, ...]) -> Checked:
     from scoring.bundle import parse
     from scoring.bundle_check import check as checked
 
-    try:
-        on = torch.device(device)
-        torch.empty(0, device=on)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA says it with an assertion
-        raise Usage(str(error).splitlines()[0], where="--device", todo="leave it out: the CPU") from None
     where = "/".join([place.where.rstrip("/"), *below])
-    return checked(parse(place.files(*below), where=where), where=where, device=on)
+    return checked(parse(place.files(*below), where=where), where=where)
 
 
 def _decoded(options: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from contracts.scoring import NextEventQuantile, ScoreRequest, TypeProbability
+from contracts.scoring import NextEventQuantile, RankedItem, ScoreRequest, TypeProbability
 from learners.build import build_cohort
 from learners.cohort import Cohort
 from learners.ranking.synthetic import purchases, steps
@@ -130,7 +130,10 @@ def test_examples_ask_as_score_is_asked_and_about_things_unknown_too() -> None:
     assert sum(shares) == pytest.approx(1)
     assert UNKNOWN in {event["type"] for event in example["history"]}
     ranked = json.loads(made("sdim").example)
-    assert {one["item_id"] for one in ranked["answer"]["ranking"]} == set(ranked["request"]["candidates"])
+    candidates = msgspec.convert(ranked["request"], ScoreRequest).candidates
+    named = [msgspec.convert({**one, "known": None}, RankedItem) for one in ranked["answer"]["ranking"]]
+    assert {one.item_id for one in named} == set(candidates or ())
+    assert sum(one.probability for one in named) == pytest.approx(1)
     assert any(item.startswith("item ") for item in ranked["request"]["candidates"]), "it knows these"
     logits = [one["logit"] for one in ranked["answer"]["ranking"]]
     assert logits == sorted(logits, reverse=True)
@@ -215,7 +218,7 @@ def test_on_another_device_class_numbers_may_differ_by_the_stated_tolerance_and_
     assert len(differences(answer, far, exact=False)) == 3
     foreign = resealed(device_class="cpu/of-another-kind")
     assert not check(foreign, where="here").exact
-    assert device_class(torch.device("cpu")) == made().manifest["device_class"]
+    assert device_class() == made().manifest["device_class"]
 
 
 def _without_weights(tensors: Tensors) -> Tensors:
