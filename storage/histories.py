@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from storage import arrays
-from storage.arrays import Ints, Strings
+from storage.arrays import Ints, Texts
 from storage.engine import driver
 from storage.history import History
 from storage.names import NOTHING, Gone, Names, Places
@@ -35,14 +35,17 @@ class HistoryAsk:
 
 
 # Of each ask the rows that may hold its last events, arrays as they are stored: the driver alone reads it, in binary.
-# Numbers of strings that are NULL come as 0, the number of none, so that arrays hold no NULLs.
+# Numbers of strings that are NULL come as 0, the number of none, so that arrays hold no NULLs. One element stands for
+# all of a row that are the same.
 _ROWS = """
     WITH below AS MATERIALIZED (
         SELECT * FROM unnest(%(streams)s::int[], %(offsets)s::bigint[]) AS c(stream, next_offset)
     )
-    SELECT a.n::int, s.at[lo:hi], s.kind[lo:hi], s.type[lo:hi], array_replace(s.item[lo:hi], NULL, 0),
-           array_replace(s.amount[lo:hi], NULL, 0), array_replace(s.currency[lo:hi], NULL, 0),
-           array_replace(s.other[lo:hi], NULL, 0), s.event_id[lo:hi], s.stream[lo:hi], s.position[lo:hi]
+    SELECT a.n::int, s.at[lo:hi],
+           CASE WHEN s.kind[1] = ALL (s.kind) THEN s.kind[1:1] ELSE s.kind[lo:hi] END,
+           s.type[lo:hi], array_replace(s.item[lo:hi], NULL, 0), array_replace(s.amount[lo:hi], NULL, 0),
+           array_replace(s.currency[lo:hi], NULL, 0), array_replace(s.other[lo:hi], NULL, 0), s.event_id[lo:hi],
+           CASE WHEN cardinality(s.streams) = 1 THEN s.streams ELSE s.stream[lo:hi] END, s.position[lo:hi]
     FROM unnest(%(users)s::text[], %(befores)s::bigint[], %(last_ns)s::int[]) WITH ORDINALITY
          AS a(user_id, before, last_n, n)
     -- A look-up per ask: joined, a vocabulary not yet analysed is scanned whole for each of them.
@@ -106,7 +109,7 @@ def _once(connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor, *,
     whole = History(
         user="",
         at=columns.at,
-        event_id=columns.event_id,
+        event_ids=columns.event_id,
         stream=columns.stream,
         offset=columns.offset,
         kind=columns.kind,
@@ -133,7 +136,7 @@ class _Columns:
     amount: Ints
     currency: Ints
     other: Ints
-    event_id: Strings
+    event_id: Texts
     stream: Ints
     offset: Ints
 
@@ -182,7 +185,7 @@ def _columns(connection: Connection, values: Mapping[str, Any]) -> _Columns:
             amount=arrays.integers(amount, counts, 8),
             currency=arrays.integers(currency, counts, 8),
             other=arrays.integers(other, counts, 8),
-            event_id=arrays.texts(event_id, raw),
+            event_id=Texts(event_id, counts, raw),
             stream=arrays.integers(stream, counts, 4),
             offset=arrays.integers(position, counts, 8),
         )
@@ -215,7 +218,7 @@ def _ties_resolved(columns: _Columns, order: Ints, places: Places) -> Ints:
     keys = {
         "ask": columns.ask[indices],
         "at": columns.at[indices],
-        "event_id": pa.array(columns.event_id[indices], pa.string()),
+        "event_id": pa.array(columns.event_id[indices].strings, pa.string()),
         "place": [ranks[places[stream]] for stream in columns.stream[indices].tolist()],
         "offset": columns.offset[indices],
     }

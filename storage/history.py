@@ -15,7 +15,7 @@ import numpy as np
 
 from contracts import topics
 from contracts.identity import SEPARATOR, digest, signed
-from storage.arrays import Ints, Strings, strings
+from storage.arrays import Ints, Strings, Texts, strings
 
 USER, PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART = 1, 2, 3, 4
 """Values of user_segment.kind."""
@@ -52,7 +52,7 @@ class History(Sequence[SequenceEvent]):
     user: str
     at: Ints
     """[L] event time, microseconds since 1970."""
-    event_id: Strings
+    event_ids: Strings | Texts
     """[L]"""
     stream: Ints
     """[L]"""
@@ -83,7 +83,7 @@ class History(Sequence[SequenceEvent]):
         return cls(
             user=user,
             at=np.array(at, np.int64),
-            event_id=strings(event_id),
+            event_ids=strings(event_id),
             stream=np.array(stream, np.int64),
             offset=np.array(offset, np.int64),
             kind=np.array(kind, np.int64),
@@ -95,6 +95,11 @@ class History(Sequence[SequenceEvent]):
             places=dict(zip(stream, zip(topic, partition, strict=True), strict=True)),
             known_keys=np.array(key, np.int64),
         )
+
+    @cached_property
+    def event_id(self) -> Strings:
+        """[L]"""
+        return self.event_ids.strings if isinstance(self.event_ids, Texts) else self.event_ids
 
     @cached_property
     def key(self) -> Ints:
@@ -148,4 +153,4 @@ class History(Sequence[SequenceEvent]):
 
 
 def _part(value: Any, chosen: slice) -> Any:
-    return value[chosen] if isinstance(value, np.ndarray) else value
+    return value[chosen] if isinstance(value, np.ndarray | Texts) else value

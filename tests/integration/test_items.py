@@ -129,6 +129,7 @@ def test_an_item_that_lives_again_is_not_ended(database: str, owner: MakeOwner) 
 
 
 @pytest.mark.kafka
+@pytest.mark.timeout(300)
 def test_after_a_downtime_longer_than_tombstones_are_kept_deleted_items_are_deleted(
     database: str, kafka_topics: KafkaConfig
 ) -> None:

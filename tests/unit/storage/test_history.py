@@ -33,7 +33,7 @@ EVENTS = [
 def as_read() -> History:
     """As it comes out of Postgres: without keys."""
     made = History.of(EVENTS, user="ann")
-    names = ("user", "at", "event_id", "stream", "offset", "kind", "type", "item", "amount", "currency", "other")
+    names = ("user", "at", "event_ids", "stream", "offset", "kind", "type", "item", "amount", "currency", "other")
     return History(**{name: getattr(made, name) for name in names}, places=made.places)
 
 
