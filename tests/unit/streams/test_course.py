@@ -76,6 +76,7 @@ def written(connection: Connection, late: list[int], *, types: int = 3) -> list[
     merge.set_ends(scribe.ends())
     found = []
     while (row := merge.pop()) is not None:
+        assert isinstance(row, LogRow)
         found.append(row)
     assert len(found) == len(late)
     return found

@@ -82,6 +82,7 @@ def written(connection: Connection, world: list[Happening], segments: set[int]) 
     found = []
     while merge.refresh(connection) or not merge.at_ends():
         if (row := merge.pop()) is not None:
+            assert isinstance(row, LogRow)
             found.append(row)
     assert len(found) == len(world)
     return found

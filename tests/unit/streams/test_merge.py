@@ -82,7 +82,9 @@ def write_all(scribe: Scribe, given: Log) -> list[Order]:
 
 def take(merge: Merge, connection: Connection) -> LogRow | None:
     merge.refresh(connection)
-    return merge.pop()
+    row = merge.pop()
+    assert row is None or isinstance(row, LogRow)
+    return row
 
 
 def take_all(merge: Merge, connection: Connection, ends: dict[int, int]) -> list[LogRow]:
