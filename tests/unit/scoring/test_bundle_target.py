@@ -19,7 +19,6 @@ from scoring.bundle import EXAMPLE, MANIFEST, WEIGHTS, Bundle, parse, seal
 from scoring.bundle_target import ABANDONED_S, LATEST, Away, Target
 
 KINDS = ["file", "memory", "ftp"]
-NOW = datetime.now(UTC)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +146,9 @@ def test_what_a_dead_process_left_is_swept_once_it_is_old(tmp_path: Path) -> Non
         folder.mkdir()
         (folder / EXAMPLE).write_bytes(one.example)
     (tmp_path / "markov" / ".writing-abcd.json").write_bytes(b"{")
-    assert target.sweep("markov", NOW) == []
-    later = NOW + timedelta(seconds=ABANDONED_S + 60)
+    now = datetime.now(UTC)
+    assert target.sweep("markov", now) == []
+    later = now + timedelta(seconds=ABANDONED_S + 60)
     assert target.sweep("markov", later) == sorted([".writing-abcd.json", unfinished.name, half.name])
     assert target.folders("markov") == [bundle(2).id, LATEST]
 
@@ -160,7 +160,7 @@ def test_strangers_files_beside_the_bundles_are_left_alone(tmp_path: Path) -> No
     (tmp_path / "markov" / "notes").mkdir()
     publish(target, bundle(2))
     target.retain("markov", 1)
-    target.sweep("markov", NOW + timedelta(days=1))
+    target.sweep("markov", datetime.now(UTC) + timedelta(days=1))
     assert target.folders("markov") == sorted([bundle(2).id, LATEST, "README", "notes"])
 
 
