@@ -61,8 +61,11 @@ _ROWS = """
         ) r
         WHERE r.events >= a.last_n
     ) AS since
-    JOIN user_segment s
-         ON s.user_id = u.id AND (s.last_at IS NULL OR (s.last_at >= since.at AND s.first_at < a.before))
+    CROSS JOIN LATERAL (
+        SELECT * FROM user_segment s
+        WHERE s.user_id = u.id AND (s.last_at IS NULL OR (s.last_at >= since.at AND s.first_at < a.before))
+        OFFSET 0  -- else the planner may look for `since` once for each of the user's rows
+    ) AS s
     -- They are in order of time, which `width_bucket` searches by halves. Of one below the cursor no more than its last
     -- `last_n` before the time asked count, and what happened at the instant of the first of these.
     CROSS JOIN LATERAL (

@@ -34,8 +34,8 @@ _CHECKS = "tests/unit/streams/test_positions.py::"
 _TWO_STATEMENTS = """        keys = "s.user_id, s.stream_id, s.first_offset, s.epoch"
         seen = raw.execute(f"SELECT {keys} FROM user_segment s".encode()).fetchall()
         of_rows = "%(c0)s::bigint[], %(c1)s::int[], %(c2)s::bigint[], %(c3)s::bigint[]"
-        only = f"ON ({keys}) IN (SELECT * FROM unnest({of_rows})) AND s.user_id = u.id"
-        second = _ROWS.replace("ON s.user_id = u.id", only).encode()
+        only = f"WHERE ({keys}) IN (SELECT * FROM unnest({of_rows})) AND s.user_id = u.id AND (s.last_at"
+        second = _ROWS.replace("WHERE s.user_id = u.id AND (s.last_at", only).encode()
         values = {**values, **{f"c{i}": [row[i] for row in seen] for i in range(4)}}
         result = reader.execute(second, values).pgresult"""
 
