@@ -100,8 +100,9 @@ def erase(engine: Engine, users: Sequence[str], *, done: Callable[[Step], None] 
     with engine.begin() as connection:
         if own or payees:  # else an earlier call came this far
             suppression.alone(connection)
-            connection.execute(_MENDED_MEANWHILE, {"hashes": hashes})
+            # Learners before snapshots, as a `train` that publishes takes them: neither waits for the other for ever.
             connection.execute(_ACTIONS_AGAIN, {"hashes": hashes})
+            connection.execute(_MENDED_MEANWHILE, {"hashes": hashes})
         forgetting.strings(connection, [*own, *payees])
         irreproducible = _count(connection)
     with engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""Rules 13 to 19, their tests and their switches."""
+"""Rules of learners and of what is kept for them, their tests and their switches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _COURSE = f"{_U}test_course.py::"
 _TRAIN = f"{_I}test_train.py::"
 _SNAPSHOTS = f"{_I}test_snapshots.py::"
 _REPLAYED = f"{_I}test_train_replayed.py::"
+_FORGOTTEN = f"{_I}test_train_erasure.py::"
 
 LEARNING_RULES: tuple[Rule, ...] = (
     Rule(
@@ -241,6 +242,53 @@ LEARNING_RULES: tuple[Rule, ...] = (
         tests=(f"{_REPLAYED}test_what_cannot_be_rebuilt_is_refused_with_exit_code_3",),
         file="streams/rebuild.py",
         off=(("    if snapshot.irreproducible:", "    if False:"),),
+    ),
+    Rule(
+        number=10,
+        says="a step learns no row of a user who was erased while it was gathered",
+        tests=(f"{_FORGOTTEN}test_what_was_read_ahead_of_an_erased_user_is_not_learnt",),
+        file="streams/course.py",
+        off=(("for row, other in named if not concerns(self._erased, row.user, other)]", "for row, _ in named]"),),
+    ),
+    Rule(
+        number=14,
+        says="forgetting is part of the step: a repetition forgets at the same place",
+        tests=(f"{_FORGOTTEN}test_forgetting_is_part_of_the_step_when_the_journal_is_replayed",),
+        file="streams/course.py",
+        off=(
+            (
+                "self.learn(connection, rows, erased=step.erased, number=step.number",
+                "self.learn(connection, rows, number=step.number",
+            ),
+        ),
+    ),
+    Rule(
+        number=14,
+        says="steps from before an erasure are repeated without the rows that are gone",
+        tests=(f"{_FORGOTTEN}test_repeated_steps_go_on_without_the_rows_that_are_gone",),
+        file="streams/merge.py",
+        off=(("        if not thinned and (not rows", "        if (not rows"),),
+    ),
+    Rule(
+        number=15,
+        says="snapshots that may name an erased user are collected once a younger one has forgotten",
+        tests=(f"{_FORGOTTEN}test_snapshots_that_name_the_erased_are_collected_once_a_younger_one_has_forgotten",),
+        file="storage/collection.py",
+        off=(("    naming = len(connection.execute(_MARK_NAMING).all())\n", "    naming = 0\n"),),
+    ),
+    Rule(
+        number=12,
+        says="of a sequence stays as much as the longest history",
+        tests=(f"{_I}test_storage_trimming.py::test_no_history_that_the_log_can_still_ask_for_changes",),
+        file="storage/trimming.py",
+        off=(("SELECT coalesce(sum(k.events), 0) >= :keep\n", "SELECT coalesce(sum(k.events), 0) >= 0\n"),),
+    ),
+    Rule(
+        number=12,
+        says="a late record that overtakes the trimming of sequences undoes it",
+        tests=(f"{_I}test_storage_trimming.py::test_a_late_record_that_comes_meanwhile_stops_it",),
+        file="storage/trimming.py",
+        off=(("    if (_needed_from(connection) or 0) < needed_from:\n", "    if False:\n"),),
     ),
     Rule(
         number=19,
