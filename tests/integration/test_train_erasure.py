@@ -172,6 +172,27 @@ def test_an_interrupted_erasure_keeps_nobody_from_starting_again(school: School)
     assert totals.rows == left(0, 40)
 
 
+def test_who_learns_while_others_are_mended_is_told_again_at_the_end(school: School) -> None:
+    meet(school, 16)
+    school.train()
+    meet(school, 24)
+    learnt = []
+
+    def meanwhile(done: str) -> None:
+        if done == "log":
+            learnt.append(school.train())
+
+    erasure.erase(school.engine, [GONE], done=meanwhile)
+    again = school.train()
+    assert (learnt[0].rows, learnt[0].forgotten) == (left(16, 40), 1)
+    assert (again.rows, again.forgotten) == (0, 1)
+    flags = school.query("SELECT irreproducible FROM snapshot WHERE status = 'live' ORDER BY step")
+    assert [row.irreproducible for row in flags] == [True] * (len(flags) - 1) + [False]
+    assert equal(school, school.live()[-1])
+    erase(school)
+    assert len(school.query("SELECT DISTINCT step FROM learner_action")) == 2, "called again it has nothing to tell"
+
+
 def named_in_files(school: School) -> bool:
     return any(GONE.encode() in file.read_bytes() for file in school.folder.iterdir())
 
