@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/$(PIP) -e ".[dev]" -c constraints.txt
 	touch $@
 
-demo: $(INSTALLED) ## The whole story on this machine: all processes, two killed on the way (2-5 minutes)
+demo: $(INSTALLED) ## The whole story on this machine: all processes, two killed on the way (3-5 minutes)
 	$(BIN)/python -m driftline.demo
 
 test: lint types test-fast ## Lint, types and the tests that need nothing but this machine

@@ -21,10 +21,12 @@ from storage.log import decode_rows
 _COLUMNS = """
     SELECT c.relname, a.attname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
     WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
-      AND (c.relnamespace = 'public'::regnamespace OR c.relname = 'pg_statistic') ORDER BY 1, 2
+      AND (c.relnamespace = 'public'::regnamespace OR c.relname = 'pg_statistic')
+      AND (c.relname, a.attname) <> ('log_segment', 'rows') ORDER BY 1, 2
 """
 _SEGMENTS = "SELECT rows FROM log_segment WHERE rows IS NOT NULL"
-_AT_ONCE = 2**22
+AT_ONCE = 2**22
+"""Bytes of a file read at a time."""
 
 
 def traces(postgres_url: str, folder: Path, *needles: str) -> dict[str, int]:
@@ -53,8 +55,9 @@ def _in_tables(connection: psycopg.Connection, needles: list[bytes]) -> Iterator
         for (value,) in connection.execute(asked):
             if value is not None and pattern.search(value.encode()):
                 yield f"{table}.{column}"
-    for (rows,) in connection.execute(_SEGMENTS):  # compressed: as text they show nothing
-        yield from ("log_segment.rows" for row in decode_rows(rows).to_pylist() if pattern.search(str(row).encode()))
+    for (rows,) in connection.execute(_SEGMENTS):  # compressed: as text they may show nothing
+        events = sum(pattern.search(str(row).encode()) is not None for row in decode_rows(rows).to_pylist())
+        yield from ["log_segment.rows"] * (events or pattern.search(rows) is not None)
 
 
 def _holds(file: Path, pattern: Pattern[bytes], longest: int) -> bool:
@@ -64,7 +67,7 @@ def _holds(file: Path, pattern: Pattern[bytes], longest: int) -> bool:
         return False
     tail = b""
     with file.open("rb") as content:
-        while piece := content.read(_AT_ONCE):
+        while piece := content.read(AT_ONCE):
             if pattern.search(tail + piece):
                 return True
             tail = piece[-longest:]

@@ -91,7 +91,7 @@ class Cast:
         self._actors.append(Actor(name or verb.replace(" ", "-"), command, environment, self._folder))
         return self._actors[-1]
 
-    def ask(self, verb: str, *arguments: str, seconds: float = 60.0) -> Any:
+    def ask(self, verb: str, *arguments: str, seconds: float = 180.0) -> Any:
         """The JSON that a verb prints."""
         return self.start(verb, *arguments, "--json").done(seconds)
 

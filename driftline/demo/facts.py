@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contracts.records import DriftAlarm, Progress
-from contracts.scoring import ScoreAnswer
+from contracts.scoring import RankingAnswer, ScoreAnswer
 
-LEARNERS = ("prompttpp", "sdim")
+LEARNERS = ("prompttpp", "sdim", "risk")
+"""Whose processes run: what comes next and when; which items; what comes of payments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Plot:
     seal_rows: int = 4
     """A user's rows are sealed when `ingest` has added so many: few, since the world is small."""
     asked: str = "sim:user-7"
-    """The user of whom is asked what comes next."""
+    """The user of whom is asked what comes next, and which items."""
     erased: str = "sim:user-211"
     """The one who asks to be forgotten; no other id begins like that."""
     patience_s: float = 300.0
@@ -54,10 +55,10 @@ class Facts:
     train: dict[str, Any] = field(default_factory=dict)
     """What the second life of PromptTPP's `train` said of itself."""
     sdim: dict[str, Any] = field(default_factory=dict)
+    risk: dict[str, Any] = field(default_factory=dict)
     steps_when_killed: int = 0
-    progress: list[Progress] = field(default_factory=list)
-    """Of PromptTPP, in the order of the topic, repetitions included; and of SDIM."""
-    ranking_progress: list[Progress] = field(default_factory=list)
+    progress: dict[str, list[Progress]] = field(default_factory=lambda: {learner: [] for learner in LEARNERS})
+    """Learner -> what it told, in the order of the topic, repetitions included."""
     snapshots: list[dict[str, Any]] = field(default_factory=list)
     alarms: list[DriftAlarm] = field(default_factory=list)
     drift: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +69,11 @@ class Facts:
     user: dict[str, Any] = field(default_factory=dict)
     answer: ScoreAnswer | None = None
     answer_ms: float = 0.0
+    ranking: RankingAnswer | None = None
+    ranking_ms: float = 0.0
+    exported: dict[str, Any] = field(default_factory=dict)
+    bundles: list[dict[str, Any]] = field(default_factory=list)
+    """What `bundle check` said of each."""
     late: dict[str, Any] = field(default_factory=dict)
     """The label that came last, and what became of it."""
     erasure: dict[str, Any] = field(default_factory=dict)

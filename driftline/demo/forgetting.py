@@ -13,8 +13,14 @@ from driftline.demo.cast import Broken
 from driftline.demo.play import Play
 from driftline.simulate.scenario import DAY_S, SOURCE, Scenario
 from runtime.produce import Outgoing, produce
-from storage import overview
+from storage import overview, predictions
+from storage.predictions import Kept
 from storage.sequences import PAYMENT
+
+LATE = timedelta(days=3)
+BRANCH = 1
+AFTER_ALL = 2**62
+"""A step after all that were ever taken."""
 
 
 def erase(play: Play) -> None:
@@ -27,9 +33,39 @@ def erase(play: Play) -> None:
 
 
 def come_late(play: Play) -> None:
-    """A label of the asked user's first payment, and a new event of the erased one."""
-    facts, payment = play.facts, _first_payment(play)
-    now = Scenario.start + timedelta(seconds=play.plot.days * DAY_S)
+    """A label of the asked user's newest payment, three days later; and a new event of the erased user."""
+    facts, payment, patience = play.facts, _newest_payment(play), play.plot.patience_s
+    issued, before = _prediction(play, payment), _taken(play)
+    now = Scenario.start + timedelta(seconds=play.plot.days * DAY_S) + LATE
+    _send(play, payment, now)
+    play.players.start("ingest", "--port", "0", "--once", "--json", name="ingest-3").done(patience)
+    learn = ("train", "--learner", "risk", "--port", "0", "--once", "--json")
+    play.players.start(*learn, name="train-risk-2").done(patience)
+    facts.late = {
+        "payment": payment,
+        "known_at": now,
+        "seconds_late": (now - payment["at"]).total_seconds(),
+        "taken": {name: count - before[name] for name, count in _taken(play).items()},
+        "risk_as_issued": issued.risks[0],
+        "issued_in_step": issued.step,
+        "learnt": not issued.closed and _prediction(play, payment).closed,
+    }
+    facts.erasure["after"] = traces(play.call.postgres_url, play.data, play.plot.erased)
+    play.say(
+        f"a label came {LATE / timedelta(days=1):.0f} days after the stream and was learnt with its payment, whose "
+        f"risk had been given as {issued.risks[0]:.1%}; a new event of the erased user was not taken in"
+    )
+
+
+def prove(play: Play) -> None:
+    """After all that: is each record counted exactly once?"""
+    play.facts.maintain = play.running["maintain"].drained()
+    play.facts.audit = play.players.ask("verify", seconds=play.plot.patience_s)
+    play.say("verify read every topic and table again with code of its own")
+
+
+def _send(play: Play, payment: dict[str, Any], now: datetime) -> None:
+    """Both records, as of `now`."""
     label = Label(
         event_id="demo-late",
         user_id=play.plot.asked,
@@ -41,37 +77,33 @@ def come_late(play: Play) -> None:
         source=SOURCE,
     )
     event = UserEvent(event_id="demo-again", user_id=play.plot.erased, occurred_at=now, source=SOURCE, type="browse")
-    before = _taken(play)
-    at_ms = round(now.timestamp() * 1e3)
     records = ((topics.LABELS, label), (topics.USER, event))
-    produce(
-        (Outgoing(topic, one.user_id.encode(), encode(one), at_ms) for topic, one in records),
-        play.call.kafka,
-    )
-    play.players.start("ingest", "--port", "0", "--once", "--json", name="ingest-3").done(play.plot.patience_s)
-    new = {name: count - before[name] for name, count in _taken(play).items()}
-    waited = now - payment["at"]
-    facts.late = {"payment": payment, "known_at": now, "seconds_late": waited.total_seconds(), "taken": new}
-    facts.erasure["after"] = traces(play.call.postgres_url, play.data, play.plot.erased)
-    play.say(
-        f"a label came {waited / timedelta(hours=1):.0f} hours after its payment and was taken in; "
-        "a new event of the erased user was not"
-    )
+    at_ms = round(now.timestamp() * 1e3)
+    produce((Outgoing(topic, one.user_id.encode(), encode(one), at_ms) for topic, one in records), play.call.kafka)
 
 
-def prove(play: Play) -> None:
-    """After all that: is each record counted exactly once?"""
-    play.facts.maintain = play.running["maintain"].drained()
-    play.facts.audit = play.players.ask("verify", seconds=play.plot.patience_s)
-    play.say("verify read every topic and table again with code of its own")
+def _newest_payment(play: Play) -> dict[str, Any]:
+    """One whose own label has not come.
 
-
-def _first_payment(play: Play) -> dict[str, Any]:
-    """:raises Broken: there is none."""
-    for event in play.facts.user["events"]:
+    :raises Broken: there is none.
+    """
+    for event in reversed(play.facts.user["events"]):
         if event["kind"] == PAYMENT:
             return {**event, "at": datetime.fromisoformat(event["at"])}
     raise Broken("the user has paid for nothing: no label can come", where=play.plot.asked)
+
+
+def _prediction(play: Play, payment: dict[str, Any]) -> Kept:
+    """What the learner of outcomes said of it when it came.
+
+    :raises Broken: nothing.
+    """
+    asked = [(play.plot.asked, payment["key"])]
+    with play.call.reading() as connection:
+        found = predictions.of_users(connection, "risk", BRANCH, AFTER_ALL, asked)
+    if not found:
+        raise Broken("no prediction of the payment is kept", where=payment["event_id"])
+    return found[0]
 
 
 def _taken(play: Play) -> dict[str, int]:

@@ -35,7 +35,7 @@ def prepare(play: Play) -> None:
 
 
 def take_in(play: Play) -> None:
-    """`ingest` dies in a batch; two learners learn meanwhile, `drift` watches, `maintain` seals."""
+    """`ingest` dies in a batch; PromptTPP learns meanwhile, `drift` watches, `maintain` seals."""
     facts, plot, began = play.facts, play.plot, time.monotonic()
     first = play.players.start("ingest", "--port", "0", name="ingest-1", failpoint=plot.ingest_dies_at)
     _start_the_others(play)
@@ -54,8 +54,12 @@ def take_in(play: Play) -> None:
 
 
 def learn(play: Play) -> None:
-    """`train` of PromptTPP dies in a step; that of SDIM lives."""
+    """`train` of PromptTPP dies in a step; those of the others live."""
     facts, began = play.facts, time.monotonic()
+    for name in ("sdim", "risk"):  # not sooner: Tansu may report the ends too low that a bounded run goes to
+        play.running[name] = play.players.start(
+            "train", "--learner", name, "--port", "0", "--once", "--json", name=f"train-{name}"
+        )
     _ends(play, play.running["prompttpp"], "train")
     with play.call.reading() as connection:
         learner = next(one for one in overview.learners(connection) if one.learner == "prompttpp")
@@ -65,32 +69,31 @@ def learn(play: Play) -> None:
     again = play.players.start("train", "--port", "0", "--once", "--json", name="train-2")
     facts.train = again.done(play.plot.patience_s)
     facts.train_s = time.monotonic() - began
-    facts.sdim = play.running["sdim"].done(play.plot.patience_s)
+    facts.sdim, facts.risk = (play.running[name].done(play.plot.patience_s) for name in ("sdim", "risk"))
     facts.snapshots = play.players.ask("snapshots list")
     decode = msgspec.json.Decoder(Progress).decode
-    progress = [decode(value) for value in values(play.call.kafka, topics.PROGRESS)]
-    facts.progress = [record for record in progress if record.learner == "prompttpp"]
-    facts.ranking_progress = [record for record in progress if record.learner == "sdim"]
-    play.say(f"both learners have caught up; newest snapshots: {', '.join(newest(play).values())}")
+    for value in values(play.call.kafka, topics.PROGRESS):
+        record = decode(value)
+        facts.progress[record.learner].append(record)
+    play.say(f"all learners have caught up; newest snapshots: {', '.join(newest(play).values())}")
 
 
 def repeat(play: Play) -> None:
     """Each learner's newest snapshot is learnt again from its parent and the journal."""
     for learner, snapshot in newest(play).items():
         play.facts.rebuilt[learner] = play.players.ask("replay-journal", snapshot, seconds=play.plot.patience_s)
-    play.say("replay-journal learnt both newest snapshots again from their parents and the journal")
+    play.say("replay-journal learnt the newest snapshots again from their parents and the journal")
 
 
 def newest(play: Play) -> dict[str, str]:
     """Learner -> its newest snapshot."""
-    last = (play.facts.train, play.facts.sdim)
+    last = (play.facts.train, play.facts.sdim, play.facts.risk)
     return {learner: str(said["snapshot_id"]) for learner, said in zip(LEARNERS, last, strict=True)}
 
 
 def _start_the_others(play: Play) -> None:
     start, port = play.players.start, ("--port", "0")
     play.running["prompttpp"] = start("train", *port, name="train-1", failpoint=play.plot.train_dies_at)
-    play.running["sdim"] = start("train", "--learner", "sdim", *port, "--once", "--json", name="train-sdim")
     watch(play)
     play.running["maintain"] = start("maintain", *port, "--json")
 

@@ -10,14 +10,14 @@ import msgspec
 
 from contracts import topics
 from contracts.records import DriftAlarm, Progress
-from driftline.demo.facts import Facts, Plot
+from driftline.demo.facts import LEARNERS, Facts, Plot
 
 Report = dict[str, Any]
 
 
 def report(plot: Plot, facts: Facts) -> Report:
     """Everything; "ok" says whether all checks hold."""
-    once, repeated = by_step(facts.progress)
+    once, repeated = by_step(facts.progress["prompttpp"])
     counts = _counts(facts)
     change_at = datetime.fromisoformat(facts.sent["change_at"])
     found: Report = {
@@ -43,6 +43,7 @@ def report(plot: Plot, facts: Facts) -> Report:
             "after_the_kill": facts.train,
         },
         "ranking": _ranking(facts),
+        "outcomes": _outcomes(facts),
         "snapshots": [{name: s[name] for name in ("id", "step", "parent", "sha256")} for s in facts.snapshots],
         "verify": {"ok": facts.audit["ok"], "read": facts.audit["read"], "seconds": round(facts.audit["seconds"], 2)},
         "replay_journal": facts.rebuilt,
@@ -50,6 +51,8 @@ def report(plot: Plot, facts: Facts) -> Report:
         "drift": _drift(facts, change_at),
         "maintain": facts.maintain,
         "score": {"milliseconds": round(facts.answer_ms, 1), "answer": facts.answer},
+        "score_ranking": {"milliseconds": round(facts.ranking_ms, 1), "answer": facts.ranking},
+        "export": {"process": facts.exported, "bundles": facts.bundles},
         "user": {**facts.user, "events": facts.user["events"][-3:]},
         "late_label": facts.late,
         "erasure": facts.erasure,
@@ -92,13 +95,19 @@ def _counts(facts: Facts) -> Report:
 
 def _ranking(facts: Facts) -> Report:
     """Loss -> mean, of SDIM and of what it is compared with."""
-    once, _ = by_step(facts.ranking_progress)
+    once, _ = by_step(facts.progress["sdim"])
     return {
         "rows_learnt": sum(record.rows for record in once),
         "loss": {arm: _mean(once, arm) for arm in _arms(once)},
         "signatures_written": facts.sdim["signatures"],
         "train": facts.sdim,
     }
+
+
+def _outcomes(facts: Facts) -> Report:
+    """Log-loss of the risk of payments, by arm: as issued, and of the same payments when their labels came."""
+    once, _ = by_step(facts.progress["risk"])
+    return {"loss": {arm: _mean(once, arm) for arm in _arms(once)}, "train": facts.risk}
 
 
 def _change(once: list[Progress], plot: Plot, change_at: datetime) -> Report:
@@ -124,7 +133,7 @@ def _change(once: list[Progress], plot: Plot, change_at: datetime) -> Report:
 def _drift(facts: Facts, change_at: datetime) -> Report:
     """The alarms, each once, with the events that its learner had seen since the change."""
     alarms, different = first_of_id(facts.alarms)
-    learnt = {name: by_step(told)[0] for name, told in _told(facts).items()}
+    learnt = {name: by_step(told)[0] for name, told in facts.progress.items()}
     return {
         "process": facts.drift,
         "same_id_and_different": different,
@@ -141,10 +150,6 @@ def _drift(facts: Facts, change_at: datetime) -> Report:
             for alarm in alarms
         ],
     }
-
-
-def _told(facts: Facts) -> dict[str, list[Progress]]:
-    return {"prompttpp": facts.progress, "sdim": facts.ranking_progress}
 
 
 def _arms(once: Sequence[Progress]) -> list[str]:
@@ -183,16 +188,27 @@ def _checks(found: Report, facts: Facts) -> list[Report]:
             _some(records["dead_letters_by_reason"]) == _some(records["must_be_dead_letters"]),
         ),
         ("ingest and train were killed with -9", found["ingest"]["killed"] and train["killed"]),
-        ("each accepted event was learnt in exactly one step", train["rows_learnt"] == events),
+        (
+            "each accepted event was learnt in exactly one step, by PromptTPP and by SDIM",
+            train["rows_learnt"] == found["ranking"]["rows_learnt"] == events,
+        ),
         ("steps that were repeated gave the same losses, to the last digit", train["of_these_different"] == 0),
         (
-            f"replay-journal gives the bytes of {newest} and {facts.sdim['snapshot_id']}",
-            len(rebuilt) == len(_told(facts)) and all(one["recorded"] == one["found"] for one in rebuilt.values()),
+            "replay-journal gives the bytes of each learner's newest snapshot",
+            len(rebuilt) == len(LEARNERS) and all(one["recorded"] == one["found"] for one in rebuilt.values()),
         ),
         ("drift found the planted change", any(one["after_the_change"] for one in alarms)),
         ("no alarm came twice with different content", found["drift"]["same_id_and_different"] == 0),
         ("score answered from the newest snapshot", answered == newest),
-        ("a late label was taken in once", late["taken"] == {"read": 2, "accepted": 1, "suppressed": 1}),
+        ("score ranked from SDIM's newest one and the user's signature table", _from_a_table(facts)),
+        (
+            "each exported bundle, loaded alone, answers its example to the last bit",
+            len(facts.bundles) == facts.exported["bundles"] > 0 and all(one["exact"] for one in facts.bundles),
+        ),
+        (
+            "a late label was taken in once, and learnt with the payment it speaks of",
+            late["taken"] == {"read": 2, "accepted": 1, "suppressed": 1} and late["learnt"],
+        ),
         (
             "the erased user's id stood there, and stands nowhere now, though an event came again",
             erasure["before"] and not erasure["after"],
@@ -201,6 +217,12 @@ def _checks(found: Report, facts: Facts) -> list[Report]:
         ("no process is left", not found["processes_left"]),
     ]
     return [{"check": what, "ok": bool(ok)} for what, ok in claims]
+
+
+def _from_a_table(facts: Facts) -> bool:
+    ranking = facts.ranking
+    by_table = ranking is not None and ranking.state in ("met", "topped_up", "rebuilt")
+    return by_table and ranking is not None and ranking.snapshot_id == facts.sdim["snapshot_id"]
 
 
 def _some(counts: dict[str, int]) -> dict[str, int]:

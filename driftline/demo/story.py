@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from rich.console import Console
 
-from driftline.demo import forgetting, learning, serving, watching
+from driftline.demo import exporting, forgetting, learning, serving, watching
 from driftline.demo.cast import Known, alive, cast, descendants
 from driftline.demo.facts import Facts, Plot
 from driftline.demo.play import Play
@@ -22,7 +22,9 @@ ACTS = (
     learning.learn,
     learning.repeat,
     watching.alarms,
-    serving.score,
+    serving.next_event,
+    serving.ranking,
+    exporting.export,
     forgetting.erase,
     forgetting.come_late,
     forgetting.prove,

@@ -7,7 +7,7 @@ from datetime import datetime
 from rich.console import Console
 from rich.table import Table
 
-from contracts.scoring import ScoreAnswer
+from contracts.scoring import RankingAnswer, ScoreAnswer
 from driftline.demo.report import Report
 from driftline.shown import age, time
 
@@ -21,6 +21,8 @@ def show(report: Report, console: Console) -> None:
         console.print()
     if report["score"]["answer"] is not None:
         _print_answer(report["score"]["answer"], report, console)
+    if report["score_ranking"]["answer"] is not None:
+        _print_ranking(report["score_ranking"]["answer"], report, console)
     checks = Table(title="What must hold", title_justify="left")
     checks.add_column("check")
     checks.add_column("")
@@ -58,11 +60,16 @@ def _story_table(report: Report) -> Table:
         "with three references beside it",
         "train, SDIM": f"learns to rank items from the same log: {ranking['rows_learnt']:,} events; "
         f"{ranking['signatures_written']:,} signature tables of users written for serving",
-        "snapshots": f"{len(report['snapshots'])} kept of both learners; the newest: {', '.join(_newest(report))}",
+        "snapshots": f"{len(report['snapshots'])} kept; the newest: {', '.join(_newest(report))}",
         "replay-journal": "; ".join(_replayed(one) for one in report["replay_journal"].values()),
         "maintain": f"sealed {maintain['rows_before']:,} rows of {maintain['sealed_users']:,} users into "
         f"{maintain['rows_after']:,}; no reader can tell",
-        "late label": f"{age(late['seconds_late'])} after its payment: {late['taken']['accepted']} taken in",
+        "train, risk": f"learns from labels that come half a day later what becomes of payments; log-loss of its risks "
+        f"as issued {_issued(report, 'learner')}, of the mere rate {_issued(report, 'reference.risk_rate')}",
+        "export": "bundles that answer without Kafka and Postgres: "
+        + ", ".join(f"{one['snapshot']} ({one['figures']} numbers compared)" for one in report["export"]["bundles"]),
+        "late label": f"{age(late['seconds_late'])} after its payment, whose risk had been given as "
+        f"{late['risk_as_issued']:.1%}: {'learnt with it' if late['learnt'] else 'NOT LEARNT'}",
         "erasure": f"{erasure['user_id']} stood in {sum(erasure['before'].values()):,} rows and files "
         f"({', '.join(sorted(erasure['before']))}), and stands in {sum(erasure['after'].values())} now",
         "verify": f"{report['verify']['read']:,} records read again in {report['verify']['seconds']:.1f} s",
@@ -73,7 +80,13 @@ def _story_table(report: Report) -> Table:
 
 
 def _newest(report: Report) -> list[str]:
-    return [report["train"]["after_the_kill"]["snapshot_id"], report["ranking"]["train"]["snapshot_id"]]
+    last = (report["train"]["after_the_kill"], report["ranking"]["train"], report["outcomes"]["train"])
+    return [said["snapshot_id"] for said in last]
+
+
+def _issued(report: Report, arm: str) -> str:
+    loss = report["outcomes"]["loss"].get(arm, {}).get("risk")
+    return "-" if loss is None else f"{loss:.3f}"
 
 
 def _replayed(rebuilt: Report) -> str:
@@ -147,5 +160,23 @@ def _print_answer(answer: ScoreAnswer, report: Report, console: Console) -> None
     console.print(
         f"  said by snapshot {answer.snapshot_id} in {report['score']['milliseconds']:.0f} ms, knowing all "
         f"{seen:,} records below its watermark; the newest came in {age(answer.staleness_seconds)} before\n",
+        highlight=False,
+    )
+
+
+_TABLES = {
+    "met": "the signature table that train had stored",
+    "topped_up": "the signature table that train had stored, with the events since",
+    "rebuilt": "a signature table built anew from the user's sequence",
+}
+
+
+def _print_ranking(ranking: RankingAnswer, report: Report, console: Console) -> None:
+    console.print(f"[bold]Which of {ranking.candidates} items?[/] ({ranking.events_seen} events with an item seen)")
+    best = ", ".join(f"{item.item_id} {item.probability:.1%}" for item in ranking.ranking)
+    console.print(f"  the best {len(ranking.ranking)}: {best}", highlight=False)
+    console.print(
+        f"  said by snapshot {ranking.snapshot_id} in {report['score_ranking']['milliseconds']:.0f} ms, from "
+        f"{_TABLES.get(ranking.state, 'the sequence')}\n",
         highlight=False,
     )

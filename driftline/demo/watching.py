@@ -22,7 +22,7 @@ def watch(play: Play) -> None:
 def alarms(play: Play) -> None:
     """Waits until it has read the last step of each learner, then ends it, and reads what it said."""
     facts = play.facts
-    told = len(facts.progress) + len(facts.ranking_progress)
+    told = sum(map(len, facts.progress.values()))
     page = f"http://127.0.0.1:{play.ports['drift']}/metrics"
     play.players.until(
         "drift has read what the learners told", lambda: metric(page, _RECORDS) >= told, seconds=play.plot.patience_s

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from contracts.records import LossSum, Progress
-from driftline.demo.report import by_step
+from contracts.records import DriftAlarm, DriftWindow, LossSum, Progress
+from driftline.demo.report import by_step, first_of_id
 from driftline.demo.told import surprise
 
 
@@ -43,3 +43,40 @@ def test_surprise_is_that_of_time_and_type_together() -> None:
     assert surprise({"time": 9.0, "type": 1.5, "error": 0.6}) == pytest.approx(10.5)
     assert surprise({"time": 9.0, "type": None}) is None
     assert surprise({}) is None
+
+
+def _alarm(z: float = 8.0) -> DriftAlarm:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    window = DriftWindow(
+        partition=0,
+        first_offset=0,
+        next_offset=1,
+        first_step=0,
+        last_step=0,
+        first_event_at=at,
+        last_event_at=at,
+        rows=128,
+        mean=1.0,
+    )
+    return DriftAlarm(
+        id="learning.progress/prompttpp/1/types/adwin/7",
+        source="learning.progress",
+        subject="prompttpp",
+        branch=1,
+        series="types",
+        detector="adwin",
+        step=7,
+        raised_at=at,
+        before=window,
+        after=window,
+        z=z,
+        budget=1.0,
+    )
+
+
+def test_an_alarm_that_comes_again_counts_once() -> None:
+    assert first_of_id([_alarm(), _alarm()]) == ([_alarm()], 0)
+
+
+def test_an_alarm_that_comes_again_and_says_something_else_is_told() -> None:
+    assert first_of_id([_alarm(z=8.0), _alarm(z=8.1)]) == ([_alarm(z=8.0)], 1)
