@@ -40,6 +40,7 @@ WAITING: Final = 100_000
 """Labels that wait for their subject at most; those that have waited longest are let go."""
 PLACES: Final = 4_096
 """Steps whose start cursors are remembered."""
+_NEVER: Final = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +122,13 @@ class Outcomes:
     # -- outcomes --
 
     def silences(self, connection: Connection, front: int | None) -> tuple[Tick, ...]:
-        """Subjects that have been silent to their horizon when the watermark stands at `front`, the oldest first."""
+        """Subjects that have been silent to their horizon when the watermark stands at `front`, the oldest first: the
+        same until a step closes them."""
         if front is None or self._horizon_us is None or (self._quiet_until is not None and front < self._quiet_until):
             return ()
         found = predictions.oldest(connection, *self._line, limit=TICKS + 1)
         due = [(user_id, subject, log.microseconds_of(at) + self._horizon_us) for user_id, subject, at in found]
-        self._quiet_until = next((at for *_, at in due if at > front), None)
-        if not due:  # the next subject says when to look again
-            self._quiet_until = 2**62
+        self._quiet_until = due[0][2] if due else _NEVER  # the next subject says when to look again
         return tuple((user_id, subject) for user_id, subject, at in due[:TICKS] if at <= front)
 
     def due(
@@ -232,18 +232,23 @@ class Outcomes:
         asks = [as_of(kept, known, places[kept.step]) for kept, known in told]
         views = self._histories.as_of(connection, asks, cursor)
         there = [n for n, view in enumerate(views) if view is not None]
+        self._let_go(connection, [kept for (kept, _), view in zip(told, views, strict=True) if view is None])
         if not there:
-            self.handled.passed_over += len(pairs)
             return None
         silent = [pairs[n][1] is None for n in there]
         self.handled.silent, self.handled.learnt = sum(silent), len(there) - sum(silent)
-        self.handled.passed_over += len(pairs) - len(there)
         rows = [told[n] for n in there]
         return Due(
             batch=as_batch(rows, [view for view in views if view is not None]),
             risks=np.array([kept.risks for kept, _ in rows], np.float64),
             closed=tuple(closed(kept, known, nobody) for (kept, known), nobody in zip(rows, silent, strict=True)),
         )
+
+    def _let_go(self, connection: Connection, gone: Sequence[Kept]) -> None:
+        """Predictions of events that an erasure took after they were handled: nothing can be learnt of them."""
+        self.handled.passed_over += len(gone)
+        for kept in gone if self._seat is not None else ():
+            predictions.erase_events(connection, kept.stream_id, [kept.position])
 
     def _places_of(self, connection: Connection, steps: set[int]) -> Mapping[int, Place]:
         """Where these steps start; those asked for lately are remembered."""

@@ -341,6 +341,22 @@ def test_a_time_leap_closes_the_silent_in_portions_oldest_first(
         assert [key for keys in closed for key in keys] == due
 
 
+def test_a_prediction_whose_event_an_erasure_took_goes_with_its_tick_and_teaches_nothing(
+    connection: Connection,
+) -> None:
+    with undone(connection):
+        quiet = Happening(True, "ann", "deli", 0, None, 0, 0.0)
+        rows, walk = written(connection, [quiet] * 20), Walk(connection, SILENT)
+        walk.step(rows)
+        due = len(walk.course.silences(connection))
+        assert due == 5
+        connection.execute(text("DELETE FROM user_segment"))
+        walk.course.learn(connection, [], erased=frozenset({b"somebody"}), number=1)
+        walk.step([])
+        assert walk.course.silences(connection) == ()
+        assert (walk.cohort.matured, len(walk.table())) == ([], 20 - due)
+
+
 def test_what_waits_is_let_go_when_too_much_waits(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.outcomes.WAITING", 2)
     with undone(connection):
