@@ -52,7 +52,7 @@ types: $(INSTALLED) ## mypy, strict
 	$(BIN)/mypy
 
 test-fast: $(INSTALLED) ## The tests of `make test` alone
-	$(BIN)/pytest -m "not kafka and not slow" $(PARALLEL)
+	$(BIN)/pytest -m "not kafka and not slow" --durations=8 $(PARALLEL)
 
 test-kafka: $(INSTALLED) ## Tests on a real Apache Kafka (../shared/kafka and Java 17, or DRIFTLINE_TEST_KAFKA)
 	$(BIN)/pytest -m "kafka and not slow"
