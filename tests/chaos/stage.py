@@ -19,7 +19,7 @@ from contracts.codec import encode
 from contracts.records import Label
 from driftline.simulate import Scenario, Simulation
 from runtime import kafka
-from runtime.kafka import KafkaConfig
+from runtime.kafka import BrokerAway, KafkaConfig
 from runtime.produce import Outgoing
 from storage import migrate
 from tests.chaos.servers import Broker
@@ -59,10 +59,18 @@ class Stage:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def topics(self) -> KafkaConfig:
-        """Fresh topics, under a prefix of their own."""
+        """Fresh topics, under a prefix of their own.
+
+        :raises AssertionError: the broker does not make them, for minutes.
+        """
         config = KafkaConfig(self.broker.bootstrap, prefix=f"chaos-{uuid.uuid4().hex[:8]}.")
-        kafka.create_topics(config, topics.ALL)
-        return config
+        for _ in range(10):  # one that was killed in the run before may still be gathering itself
+            try:
+                kafka.create_topics(config, topics.ALL)
+                return config
+            except BrokerAway:
+                time.sleep(1.0)
+        raise AssertionError(f"Kafka at {config.bootstrap} makes no topics")
 
     def send(self, config: KafkaConfig) -> None:
         """Sends the stream evenly over `PRODUCE_S` seconds.
