@@ -153,7 +153,7 @@ class Running:
         """How many it has taken in."""
         return self.metric("driftline_drift_records_total")
 
-    def until(self, condition: Callable[[], bool], *, within_s: float = 60) -> None:
+    def until(self, condition: Callable[[], bool], *, within_s: float = 120) -> None:
         """Waits."""
         deadline = time.monotonic() + within_s
         while not condition():
