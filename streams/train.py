@@ -14,22 +14,22 @@ from pathlib import Path
 import structlog
 from sqlalchemy import Connection
 
-from contracts import topics
 from learners.build import OUTCOME
 from learners.cohort import CohortReport
 from learners.protocol import ForeignState
-from runtime import kafka, metrics
+from runtime import metrics
 from runtime.failpoints import failpoint
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Refused, Stop, Transient, attempts
 from runtime.settings import TrainSettings
 from runtime.telemetry import Health
-from storage import journal, log, offsets, registry, snapshots, suppression
+from storage import journal, log, registry, snapshots, suppression
 from storage.engine import Unavailable, mapped_errors, open_engine
 from storage.journal import Seat, Step, Tick
-from storage.offsets import Cursor, Fenced
+from storage.offsets import Fenced
 from storage.snapshots import BadSnapshot
 from streams.course import Course, Plan, check_actions, journalled, make_deterministic
+from streams.ends import Ends
 from streams.merge import Row, runs_of
 from streams.outcomes import Handled
 from streams.progress import ProgressLedger
@@ -457,42 +457,3 @@ def plan_of(settings: TrainSettings) -> Plan:
     days = settings.horizon_days.get(settings.task)
     horizon_us = None if days is None else round(days * 86_400_000_000)
     return replace(plan, options={"task": settings.task}, horizon_us=horizon_us)
-
-
-class Ends:
-    """Where the topics ended when a bounded run began."""
-
-    def __init__(self, config: KafkaConfig, *, labels: bool) -> None:
-        """
-        :param labels: of the topic of labels too, not of those of events alone.
-        """
-        topics_here = kafka.describe(config, [*topics.EVENTS, *((topics.LABELS,) if labels else ())])
-        client = kafka.consumer(config, group="driftline-ends")
-        try:
-            self._highs = {
-                (topic.topic_id, topic.topic, partition): kafka.low_high(
-                    client, config.physical(topic.topic), partition
-                )[1]
-                for topic in topics_here.values()
-                for partition in range(topic.partitions)
-            }
-        finally:
-            client.close()
-        self._taken_in: Cursor | None = None
-
-    def by_stream(self, connection: Connection) -> Cursor:
-        """Ends of the streams that `ingest` has met so far.
-
-        A broker may report an end too low (Tansu does): what was taken in at the start counts too.
-        """
-        rows = [row for row in offsets.streams(connection) if not row.retired]  # those end where they are
-        if self._taken_in is None:
-            self._taken_in = {row.stream_id: row.next_offset for row in rows}
-        ends = {
-            row.stream_id: max(high, self._taken_in.get(row.stream_id, 0))
-            for row in rows
-            if (high := self._highs.get((row.stream.topic_id, row.stream.topic, row.stream.partition))) is not None
-        }
-        if len(ends) < len(self._highs):
-            return {}  # streams without a row yet: nothing is finished
-        return ends
