@@ -62,6 +62,7 @@ def test_retail_rows_that_name_no_user_are_refused_for_that_and_all_others_are_a
     assert found.titled == 3_958
 
 
+@pytest.mark.slow
 def test_check_ins_and_friendships_of_four_cities_are_namespaced(shared_data: Path) -> None:
     found = _read("foursquare", shared_data)
     assert found.read == {topics.USER: 1_260_764, topics.RELATIONAL: 118_821, topics.ITEMS: 29_557}

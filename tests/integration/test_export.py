@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from driftline.cli import run
 from runtime.kafka import KafkaConfig
@@ -258,13 +259,14 @@ def waits_for(pid: int) -> bool:
 
 
 def test_a_snapshot_that_cannot_be_read_is_told_and_the_one_before_it_is_exported(
-    school: School, exporter: Exporter, capsys: pytest.CaptureFixture[str]
+    school: School, exporter: Exporter
 ) -> None:
     first, second = learn(school), learn(school)
     school.file(second).write_bytes(b"damaged")
-    assert exporter.once().refused == 1
+    with capture_logs() as said:
+        assert exporter.once().refused == 1
     assert exporter.latest == first
-    assert f"snapshot={second}" in capsys.readouterr().out
+    assert second in [line.get("snapshot") for line in said]
     third = learn(school)
     exporter.once()
     assert exporter.latest == third
@@ -278,17 +280,16 @@ def test_a_snapshot_that_cannot_be_read_is_told_and_the_one_before_it_is_exporte
         exporter.once()
 
 
-def test_a_copy_that_was_damaged_at_the_target_is_written_anew(
-    school: School, exporter: Exporter, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_copy_that_was_damaged_at_the_target_is_written_anew(school: School, exporter: Exporter) -> None:
     snapshot = learn(school)
     exporter.once()
     [weights] = exporter.target.glob(f"*/*/{WEIGHTS}")
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(BadBundle, match="other bytes"):
         exporter.answers()
-    exporter.once()
-    assert "export.damaged" in capsys.readouterr().out
+    with capture_logs() as said:
+        exporter.once()
+    assert "export.damaged" in [line["event"] for line in said]
     assert exporter.answers() == [snapshot]
 
 

@@ -28,3 +28,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for each in made:
         if each.process.poll() is None:
             each.kill()
+
+
+@pytest.fixture(params=[pytest.param("tansu", marks=pytest.mark.slow), pytest.param("kafka", marks=pytest.mark.kafka)])
+def broker(request: pytest.FixtureRequest) -> str:
+    """host:port of each kind of broker in turn. A Faust app needs long to join its group: the fast lane has neither."""
+    address: str = request.getfixturevalue(request.param)
+    return address

@@ -101,6 +101,7 @@ def test_the_survival_term_is_the_integral_of_the_intensity() -> None:
         assert float(found[row]) == pytest.approx(exact, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_few_nodes_agree_with_two_thousand() -> None:
     learner, batch = learner_of(20), random_batch(6, 32, 30)
     fine = PromptTPP(replace(learner.config, nodes=2000))
