@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.chaos.plan import IngestPlan
+from tests.chaos.plan import UNCOMMITTED, IngestPlan
 from tests.chaos.process import Victim
 from tests.chaos.servers import Strikes
 from tests.chaos.stage import PRODUCE_S
 
 LIMIT_S = 480.0
-_UNCOMMITTED = ("ingest.after_rows", "ingest.before_commit")
 
 
 class Ingesting:
@@ -66,7 +65,7 @@ class Ingesting:
             self._killed(status)
             self._next_life()
         if first.stopped_itself():
-            first.frozen = True
+            first.frozen, self._armed = True, ""
             self._thaw_at[id(first)] = now + self._plan.frozen_s
             self._somebody_else()
 
@@ -74,7 +73,7 @@ class Ingesting:
         if status != -signal.SIGKILL:
             raise AssertionError(f"ingest ended by itself with {status}; see {self.first.log}")
         self.first.kills += 1
-        self.uncommitted += self._armed.startswith(_UNCOMMITTED)
+        self.uncommitted += self._armed.startswith(UNCOMMITTED)
 
     def _somebody_else(self) -> None:
         """Takes over from one that is frozen."""
@@ -86,7 +85,9 @@ class Ingesting:
         plan, first, second = self._plan, self.first, self.second
         if self._kills and now >= self._kills[0] and not first.frozen:
             self._kills.pop(0)
-            self._armed = ""
+            if self._armed:  # its end came before its fail point: the next life gets another try
+                self._lives.insert(0, self._armed)
+                self._armed = ""
             first.kill()
             first.kills -= 1  # counted when it is seen to have ended
         if not self._joined and now >= plan.second_joins_s:

@@ -14,7 +14,8 @@ Ends = tuple[str | float, ...]
 After the last it lives undisturbed."""
 
 LEARNERS = ("prompttpp", "sdim")
-INGEST_POINTS = ("ingest.after_rows", "ingest.before_commit", "ingest.after_commit")
+UNCOMMITTED = ("ingest.after_rows", "ingest.before_commit")
+INGEST_POINTS = (*UNCOMMITTED, "ingest.after_commit")
 TRAIN_POINTS = (
     "train.after_journal",
     "train.before_step",
@@ -97,9 +98,10 @@ def draw(seed: int, only: Collection[Kind] = ()) -> Plan:
 
 
 def _ingest(rng: random.Random) -> IngestPlan:
-    lives = [f"{rng.choice(INGEST_POINTS)}:{rng.randint(2, 12)}" for _ in range(2)]
+    points = (rng.choice(UNCOMMITTED), rng.choice(INGEST_POINTS))
+    lives = [f"{point}:{rng.randint(1, 8)}" for point in rng.sample(points, len(points))]
     if rng.random() < 0.5:
-        frozen = f"ingest.{rng.choice(('after_rows', 'before_commit'))}:{rng.randint(2, 6)}:stop"
+        frozen = f"{rng.choice(UNCOMMITTED)}:{rng.randint(2, 6)}:stop"
         lives.insert(rng.randrange(2), frozen)
     return IngestPlan(
         lives=tuple(lives),

@@ -16,6 +16,9 @@ REPOSITORY = Path(__file__).parents[2]
 DRAIN_S = 30.0
 """Seconds a process may take to end when asked to: three times its promise, on a machine that is full."""
 
+DEATH_S = 120.0
+"""Seconds the system may take to clear away one that was killed."""
+
 
 class Victim:
     """`driftline VERB`, started again and again; its log lines pile up in one file."""
@@ -69,7 +72,7 @@ class Victim:
         """Kills the life that is on, if there is one, and counts it."""
         if self.alive:
             self._signal(signal.SIGKILL)
-            self.wait(10)
+            self.wait(DEATH_S)
             self.kills += 1
 
     def drain(self) -> int:
@@ -127,7 +130,7 @@ class Doomed(Victim):
         """
         if self.doomed:
             self._signal(signal.SIGKILL)
-            self.wait(10)
+            self.wait(DEATH_S)
         status = self.ended()
         if status == -signal.SIGKILL:
             self.kills += 1
