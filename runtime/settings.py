@@ -147,7 +147,8 @@ class MaintainSettings(_Group):
     )
     state_events: Annotated[int, Field(ge=256)] = Field(
         default=4096,
-        description="events of each user that stay however old: no fewer than the longest history a learner asks for",
+        description="events of each user that stay however old; `maintain` trims nothing and ends (exit code 3) if a "
+        "learner of the database asks for longer histories",
     )
     port: Port = Field(default=9105, description=PORT)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -33,7 +34,8 @@ class SequencePolicy:
     keep: Mapping[str, timedelta]
     """Topic -> event time to keep behind its newest event; events of topics not named are kept for ever."""
     events: int
-    """Of each user, at least so many: no fewer than the longest history a learner asks for."""
+    """Of each user, at least so many: no fewer than the longest history one of the `askers` asks for. The caller
+    sees to that: here weights are bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ _REMOVE = text(f"""
     SELECT count(DISTINCT user_id) AS users, coalesce(sum(events), 0)::bigint AS events FROM gone
 """)
 
+_ASKERS = text("SELECT name, config FROM learner ORDER BY name")
+
 _MISSING = text("""
     SELECT t.events, t.last_at FROM trimmed_sequence t JOIN vocabulary u ON u.id = t.user_id
     WHERE u.space = 1 AND u.value = :user
@@ -131,6 +135,11 @@ def trim(connection: Connection, policy: SequencePolicy, *, limit: int = 200) ->
     if (_needed_from(connection) or 0) < needed_from:
         raise Overtaken("a late record speaks of a time whose histories were to be removed")
     return Trimmed(**gone._mapping)
+
+
+def askers(connection: Connection) -> dict[str, dict[str, Any]]:
+    """Learner -> what it was born with: whose histories must not become shorter. How long those are, it knows."""
+    return {row.name: row.config for row in connection.execute(_ASKERS)}
 
 
 def missing(connection: Connection, user: str) -> Missing | None:

@@ -86,6 +86,7 @@ class Maintain:
     def run(self, *, once: bool = False) -> Totals:
         """
         :param once: one pass, then stop.
+        :raises Refused: sequences would be trimmed below what a learner asks for; nothing was done in this pass.
         """
         try:
             while not self._stop.is_set():
@@ -106,6 +107,7 @@ class Maintain:
         return self.totals
 
     def _pass(self) -> None:
+        self._check_reach()
         with metrics.maintain_pass_seconds.time("seal"):
             self._seal()
         with metrics.maintain_pass_seconds.time("collect"):
@@ -117,6 +119,16 @@ class Maintain:
             self.totals.passes += 1
             metrics.maintain_pass.set(time.time())
             self._health.set_ready("maintain", True)
+
+    def _check_reach(self) -> None:
+        """In each pass: a learner may have been born since the last one."""
+        if not self._sequence_policy.keep:
+            return
+        from streams import reach  # torch with it, which a process that trims no sequences can do without
+
+        with self._engine.begin() as connection:
+            askers = trimming.askers(connection)
+        reach.check(askers, events=self._sequence_policy.events)
 
     # -- sealing --
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from contracts import topics
+from runtime.lifecycle import Exit
 from storage import journal, registry, snapshots
 from tests.integration.feeding import REPOSITORY, engine_of, event, eventually, query, relation, taken
 from tests.integration.owning import MakeOwner
@@ -134,6 +135,23 @@ def test_killed_anywhere_nothing_is_lost_and_the_next_pass_finishes(
     assert files(tmp_path / "snapshots") == {"s3", "s4", "s5"}
     assert query(database, "SELECT count(*) FROM snapshot") == [(3,)]
     assert query(database, "SELECT count(*) FROM user_segment WHERE stream_id <> 0") == [(0,)]
+
+
+def test_it_trims_nothing_and_ends_while_a_learner_asks_for_more_than_is_to_stay(
+    database: str, owner: MakeOwner, verb: Verb
+) -> None:
+    fill(owner)
+    with engine_of(database).begin() as connection:
+        born = {"seed": 0, "options": {"last_n": 300}, "resolution_us": 1}
+        journal.take_seat(connection, learner="prompttpp", version="1", config=born)
+    settings: dict[str, Any] = {"seal_rows": 6, "state_days": '{"events.user": 1}'}
+    process = verb.start("maintain", "--once", "--json", state_events=299, **settings)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == Exit.REFUSED
+    assert "prompttpp for 300" in err
+    assert "DRIFTLINE_MAINTAIN__STATE_EVENTS to 300" in err
+    assert query(database, "SELECT count(*) FROM user_segment WHERE stream_id = 0") == [(0,)], "nothing was begun"
+    assert verb.run("maintain", "--once", "--json", state_events=300, **settings)["sealed_users"] == 3
 
 
 def test_it_is_ready_after_a_pass_waits_for_postgres_and_drains_on_sigterm(
