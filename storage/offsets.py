@@ -52,6 +52,7 @@ class Claim:
     epoch: int
     next_offset: int
     suppression_version: int
+    """Whose erasures are known: those of the time of the claim; in an `Advance`, those its batch was judged with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Advance:
 
 
 class Fenced(RuntimeError):
-    """Another owner has claimed the stream, or an erasure passed by: the batch must be rolled back."""
+    """Another owner has claimed the stream, or an erasure passed by unseen: the batch must be rolled back."""
 
 
 _STREAMS = text("""
@@ -195,7 +196,7 @@ def advance(connection: Connection, moves: Sequence[Advance]) -> None:
         if connection.execute(_ADVANCE, values).rowcount != 1:
             raise Fenced(
                 f"{move.claim.stream}: offset {move.first} and epoch {move.claim.epoch} are no longer current; "
-                "another owner went on from there, or an erasure passed by"
+                "another owner went on from there, or an erasure passed by unseen"
             )
 
 

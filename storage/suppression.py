@@ -17,8 +17,6 @@ from hashlib import blake2b
 
 from sqlalchemy import Connection, text
 
-from storage.offsets import Fenced
-
 _BATCHES = 0x64726C6572617365
 """Key of the advisory lock: shared by batches, taken alone by an erasure."""
 _LOCK_TIMEOUT_S = 30
@@ -83,18 +81,12 @@ def share(connection: Connection) -> None:
 
 
 def current(connection: Connection, known: Suppression) -> Suppression:
-    """`known`, or what is true now if somebody was erased since."""
-    return known if connection.scalar(_VERSION) == known.version else load(connection)
+    """`known`, or what is true now if somebody was erased since.
 
-
-def hold(connection: Connection, known: Suppression) -> None:
-    """No erasure passes by until the transaction ends.
-
-    :raises Fenced: somebody was erased since `known` was loaded.
+    After `share` it stays true until the transaction ends, whether or not that commits: who was erased is so
+    by a transaction of the erasure's own.
     """
-    share(connection)
-    if connection.scalar(_VERSION) != known.version:
-        raise Fenced("an erasure passed by since this process asked who is erased; nothing of the batch counts")
+    return known if connection.scalar(_VERSION) == known.version else load(connection)
 
 
 def suppress(connection: Connection, users: Collection[str]) -> list[bytes]:

@@ -59,19 +59,18 @@ class BatchWriter:
         connection: Connection,
         vocabulary: Vocabulary,
         *,
-        suppressed: Suppression,
         duplicate_window: int,
         look: Look,
     ) -> None:
         self._connection = connection
         self._vocabulary = vocabulary
-        self._suppressed = suppressed
+        self._suppressed = suppression.NOBODY
         self._window = duplicate_window
         self._filters: dict[int, DuplicateFilter] = {}
         self._vanished = Vanished(look)
 
     def write(self, parts: Iterable[Part]) -> list[Written]:
-        """One batch, one transaction. Memory learns of it after the commit only.
+        """One batch, one transaction, judged with whoever is erased by then. Memory learns of it after the commit only.
 
         :raises Fenced, Unavailable: nothing of it counts, or the outcome is unknown: drop this writer.
         """
@@ -83,10 +82,11 @@ class BatchWriter:
             else:
                 self._remember(part.move.claim)
         with self._connection.begin():
-            suppression.hold(self._connection, self._suppressed)
+            suppression.share(self._connection)
+            self._suppressed = suppression.current(self._connection, self._suppressed)
             written = self._write_rows(parts)
             failpoint("ingest.after_rows")
-            offsets.advance(self._connection, [part.move for part in parts])
+            offsets.advance(self._connection, [_judged(part.move, self._suppressed) for part in parts])
             failpoint("ingest.before_commit")
         for outcome in written:
             if len(outcome.digests):
@@ -215,6 +215,10 @@ class BatchWriter:
                     made.extend(log.digests(segment.rows, claim.stream.topic), segment.rows["offset"].to_numpy())
                 at = segment.next
         self._filters[claim.stream_id] = made
+
+
+def _judged(move: Advance, suppressed: Suppression) -> Advance:
+    return replace(move, claim=replace(move.claim, suppression_version=suppressed.version))
 
 
 def _where(rows: pa.Table, chosen: NDArray[np.bool_]) -> pa.Table:

@@ -23,7 +23,7 @@ from runtime.failpoints import failpoint
 from runtime.kafka import KafkaConfig, TopicDescription
 from runtime.lifecycle import Refused, Stop
 from runtime.settings import IngestSettings
-from storage import offsets, suppression
+from storage import offsets
 from storage.engine import Unavailable, mapped_errors, open_engine
 from storage.offsets import Advance, Claim, Fenced
 from storage.vocabulary import Vocabulary
@@ -199,12 +199,9 @@ class Membership:
             described = self._describe()
             with mapped_errors(), self._connection.begin():
                 claims = positions.claim(self._connection, wanted, described, self._range)
-            with mapped_errors(), self._connection.begin():
-                suppressed = suppression.load(self._connection)
             self._writer = BatchWriter(
                 self._connection,
                 self._vocabulary,
-                suppressed=suppressed,
                 duplicate_window=self._settings.duplicate_window,
                 look=partial(newest_records, self._config, group=self._settings.group),
             )

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from contracts import topics
 from contracts.codec import encode
 from contracts.records import Record
-from storage import offsets, suppression
+from storage import offsets
 from storage.engine import mapped_errors, open_engine
 from storage.offsets import Advance, Claim, Stream
 from storage.vocabulary import Vocabulary
@@ -69,12 +69,9 @@ class Owner:
             rows = [row for row in offsets.streams(self.connection) if row.stream in wanted]
             claims = offsets.claim(self.connection, rows)
         self.claims = {(claim.stream.topic, claim.stream.partition): claim for claim in claims}
-        with self.connection.begin():
-            suppressed = suppression.load(self.connection)
         return BatchWriter(
             self.connection,
             self.vocabulary,
-            suppressed=suppressed,
             duplicate_window=self._window,
             look=lambda claim: self.newest_records,
         )

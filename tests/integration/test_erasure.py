@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from contracts import topics
-from storage import erasure, journal, registry
+from storage import erasure, journal, registry, suppression
 from storage.log import decode_rows
-from storage.offsets import Fenced
 from storage.suppression import Suppression
-from tests.integration.feeding import engine_of, event, label, payment, query, relation, taken
+from tests.integration.feeding import engine_of, event, eventually, label, payment, query, relation, taken
 from tests.integration.owning import MakeOwner, Owner, message
 
 PLACES = [(topics.USER, 0), (topics.PAYMENT, 0), (topics.RELATIONAL, 0), (topics.LABELS, 0)]
@@ -93,17 +93,38 @@ def test_after_a_full_replay_nothing_came_back(database: str, owner: MakeOwner) 
     assert query(database, "SELECT count(*) FROM dead_letter") == [(4,)], "each is still told"
 
 
-def test_an_owner_that_knows_too_little_writes_no_row_and_no_name(database: str, owner: MakeOwner) -> None:
+def test_an_owner_that_wrote_before_an_erasure_writes_no_row_and_no_name_after_it(
+    database: str, owner: MakeOwner
+) -> None:
+    one = owner(*PLACES)
+    write_everything(one)
+    erasure.erase(engine_of(database), [GONE, "ann-47112"])
+    write_everything(one)  # the same records again, at later offsets
+    assert holding(database, GONE) == []
+    found = taken(database)
+    assert {event_id for _, _, event_id in found.identities} == {"e2", "p2", "r3", "l2"}
+    assert (found.totals["suppressed"], found.totals["duplicates"]) == (12, 4)
+
+
+def test_a_batch_that_had_to_wait_for_an_erasure_knows_of_it(database: str, owner: MakeOwner) -> None:
     one = owner()
     one.write_events(event("e1", "bob"))
-    erasure.erase(engine_of(database), [GONE])
-    with pytest.raises(Fenced, match="erasure"):
-        one.write_events(event("e2", GONE), event("e3", "bob"))
-    assert holding(database, GONE) == []
+    waiting = (
+        "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database"
+        " WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        with engine_of(database).begin() as erasing:
+            suppression.suppress(erasing, [GONE])
+            batch = pool.submit(one.write_events, event("e2", GONE), event("e3", "bob"))
+            eventually(lambda: query(database, waiting) == [(1,)])
+        assert batch.result().counts.suppressed == 1
+    assert {event_id for _, _, event_id in taken(database).identities} == {"e1", "e3"}
 
 
+@pytest.mark.parametrize("place", ["ingest.after_rows", "ingest.before_commit"])
 def test_an_erasure_waits_for_a_batch_in_flight_and_takes_its_rows_too(
-    database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
+    database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     one, written, erased = owner(), threading.Event(), threading.Event()
 
@@ -113,7 +134,7 @@ def test_an_erasure_waits_for_a_batch_in_flight_and_takes_its_rows_too(
         erased.set()
 
     def pause(name: str) -> None:
-        if name == "ingest.before_commit":
+        if name == place:
             written.set()
             assert not erased.wait(1.0), "the erasure must not overtake the batch"
 
@@ -182,8 +203,6 @@ def test_snapshots_learnt_from_an_erased_user_are_irreproducible_and_learners_ar
 def test_words_of_erased_users_are_known_in_bytes_nobody_could_read(database: str, owner: MakeOwner) -> None:
     erasure.erase(engine_of(database), ["ann", 'é"x'])
     with engine_of(database).connect() as connection:
-        from storage import suppression
-
         erased: Suppression = suppression.load(connection)
     for content in (b'{"user_id":"ann"', b"ann", b"user=ann;", b'["\\u00e9\\"x"]', b"say 'ann'"):
         assert erased.named_in(content), content

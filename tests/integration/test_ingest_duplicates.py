@@ -8,7 +8,7 @@ import pytest
 
 from contracts import topics
 from contracts.codec import encode
-from storage import log, suppression
+from storage import log, offsets, suppression
 from storage.offsets import Fenced
 from tests.integration.feeding import event, identity, item, label, payment, query, relation, taken
 from tests.integration.owning import MakeOwner, message
@@ -150,13 +150,26 @@ def erase(database: str, user: str, version: int) -> None:
     )
 
 
-def test_an_erasure_and_a_batch_in_flight_do_not_miss_each_other(database: str, owner: MakeOwner) -> None:
+def test_after_an_erasure_a_running_owner_goes_on_with_what_is_true_now(database: str, owner: MakeOwner) -> None:
     one = owner()
     one.write_events(event("e1", "bob"))
+    for version, (user, kept) in enumerate([("ann", "bob"), ("bob", "eve")], start=1):
+        erase(database, user, version)
+        for n in range(2):
+            counts = one.write_events(event(f"a{n}", user), event(f"b{n}", kept)).counts
+            assert (counts.suppressed, counts.accepted) == (1, 1)
+    names = {(user, event_id) for _, user, event_id in taken(database).identities}
+    assert names == {("bob", "e1"), ("bob", "b0"), ("bob", "b1"), ("eve", "b0"), ("eve", "b1")}
+
+
+def test_who_judged_by_fewer_erasures_than_there_are_moves_nothing(database: str, owner: MakeOwner) -> None:
+    one = owner()
+    [claim] = one.claims.values()
     erase(database, "ann", 1)
-    with pytest.raises(Fenced, match="erasure"):
-        one.write_events(event("e2", "ann"), event("e3", "bob"))
-    assert taken(database).identities == {identity(event("e1", "bob"))}
+    with pytest.raises(Fenced, match="erasure"), one.connection.begin():
+        offsets.advance(one.connection, [offsets.Advance(claim=claim, first=0, next=5)])  # and took no lock
+    assert taken(database).next_offsets == {(topics.USER, 0): 0}
+    one.write_events(event("e1", "bob"))
 
 
 def test_records_of_an_erased_user_are_not_kept_on_either_side(database: str, owner: MakeOwner) -> None:

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from urllib.error import HTTPError
 
 import psycopg
@@ -25,10 +26,12 @@ from contracts.records import UserEvent
 from runtime import kafka as clients
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
+from storage import erasure
 from tests.integration.feeding import (
     Processes,
     Running,
     Sender,
+    engine_of,
     event,
     eventually,
     identity,
@@ -46,6 +49,10 @@ def events(first: int, count: int = 30) -> list[UserEvent]:
 
 def accepted(database: str, count: int) -> bool:
     return len(taken(database).identities) == count
+
+
+def read(database: str, count: int) -> bool:
+    return taken(database).totals["read"] == count
 
 
 @contextmanager
@@ -78,6 +85,26 @@ def test_killed_anywhere_in_a_batch_the_next_start_neither_loses_nor_doubles(
     Sender(tansu_topics).send(*events(20))
     ingest_once(database, tansu_topics)
     assert taken(database).identities == {identity(each) for each in events(0, 50)}
+
+
+def test_an_erasure_does_not_make_a_running_process_join_its_group_again(
+    database: str, tansu_topics: KafkaConfig, started: Processes
+) -> None:
+    sender = Sender(tansu_topics)
+    process = started.start(database, tansu_topics, batch_records=10)
+    sender.send(*events(0))
+    eventually(lambda: accepted(database, 30))
+    for n, user in enumerate(["user 0", "user 1"], start=1):
+        erasure.erase(engine_of(database), [user])
+        sender.send(*events(n * 30))
+        eventually(partial(read, database, (n + 1) * 30))
+    found = taken(database)
+    assert {user for _, user, _ in found.identities} == {"user 2", "user 3", "user 4"}
+    assert (len(found.identities), found.totals["suppressed"]) == (54, 36)
+    process.signal(signal.SIGTERM)
+    assert process.exit_code() == Exit.DONE
+    assert process.log().count("ingest.assigned") == 1
+    assert not [line for line in process.log().splitlines() if "ingest.fenced" in line or "ingest.rejoin" in line]
 
 
 def test_sigterm_drains_within_ten_seconds_and_leaves_nothing_half_done(

@@ -436,8 +436,11 @@ INGEST_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         number=10,
-        says="a batch commits only under the suppression version it was claimed with",
-        tests=(f"{_DUPLICATES}test_a_batch_that_is_rolled_back_is_not_remembered",),
+        says="a batch commits only under the suppression version it was judged with",
+        tests=(
+            f"{_DUPLICATES}test_a_batch_that_is_rolled_back_is_not_remembered",
+            f"{_DUPLICATES}test_who_judged_by_fewer_erasures_than_there_are_moves_nothing",
+        ),
         file="storage/offsets.py",
         off=(("AND suppression_version = :suppression", "AND CAST(:suppression AS bigint) IS NOT NULL"),),
     ),
@@ -461,14 +464,34 @@ INGEST_RULES: tuple[Rule, ...] = (
 _SEALING = f"{_I}test_storage_sealing.py::"
 _RETENTION = f"{_I}test_storage_retention.py::"
 _ERASURE = f"{_I}test_erasure.py::"
+_SHARED = "            suppression.share(self._connection)\n"
+_LOOKED = "            self._suppressed = suppression.current(self._connection, self._suppressed)\n"
 
 MAINTENANCE_RULES: tuple[Rule, ...] = (
     Rule(
         number=10,
-        says="a batch that knows too few erased users writes no name of theirs",
-        tests=(f"{_ERASURE}test_an_owner_that_knows_too_little_writes_no_row_and_no_name",),
+        says="a running `ingest` goes on after an erasure, with what is true now",
+        tests=(
+            f"{_DUPLICATES}test_after_an_erasure_a_running_owner_goes_on_with_what_is_true_now",
+            f"{_ERASURE}test_an_owner_that_wrote_before_an_erasure_writes_no_row_and_no_name_after_it",
+            f"{_PROCESSES}test_an_erasure_does_not_make_a_running_process_join_its_group_again",
+        ),
         file="streams/commit.py",
-        off=(("            suppression.hold(self._connection, self._suppressed)\n", ""),),
+        off=((_LOOKED, ""),),
+    ),
+    Rule(
+        number=10,
+        says="a batch looks who is erased when no erasure can pass by any more",
+        tests=(f"{_ERASURE}test_a_batch_that_had_to_wait_for_an_erasure_knows_of_it",),
+        file="streams/commit.py",
+        off=((_SHARED + _LOOKED, _LOOKED + _SHARED),),
+    ),
+    Rule(
+        number=10,
+        says="an erasure waits for a batch from before its first row",
+        tests=(f"{_ERASURE}test_an_erasure_waits_for_a_batch_in_flight_and_takes_its_rows_too",),
+        file="streams/commit.py",
+        off=((_SHARED, ""),),
     ),
     Rule(
         number=10,
