@@ -26,17 +26,26 @@ _MARK = text("""
     RETURNING s.id
 """)
 
-# A younger one has forgotten all who were erased so far. Pinned ones are a person's business.
-_MARK_NAMING = text("""
-    UPDATE snapshot s SET status = 'deleting'
-    FROM (SELECT learner, branch, max(step) AS step FROM learner_action GROUP BY learner, branch) AS erased
+# Of a learner that keeps names: touched by an erasure, and from before it forgot.
+_MAY_NAME = """
+    (SELECT learner, branch, max(step) AS step FROM learner_action GROUP BY learner, branch) AS erased
     WHERE s.learner = erased.learner AND s.branch = erased.branch AND s.step <= erased.step
-      AND s.status = 'live' AND s.irreproducible AND NOT s.pinned AND (s.manifest ->> 'names_users')::bool
+      AND s.status = 'live' AND s.irreproducible AND (s.manifest ->> 'names_users')::bool
+"""
+
+# A younger one has forgotten all who were erased so far. Pinned ones are a person's business.
+_MARK_NAMING = text(f"""
+    UPDATE snapshot s SET status = 'deleting'
+    FROM {_MAY_NAME} AND NOT s.pinned
       AND EXISTS (SELECT FROM snapshot y WHERE y.learner = s.learner AND y.branch = s.branch AND y.status = 'live'
                   AND y.step > erased.step)
       AND NOT EXISTS (SELECT FROM snapshot w WHERE w.parent = s.id AND w.status = 'writing')
     RETURNING s.id
 """)
+
+_NAMING = text(f"SELECT s.id, s.pinned FROM snapshot s, {_MAY_NAME} ORDER BY s.id")
+
+_PIN = text("UPDATE snapshot SET pinned = :pinned WHERE id = :id AND status = 'live' RETURNING id")
 
 _MARKED = text("SELECT id FROM snapshot WHERE status = 'deleting' ORDER BY id")
 
@@ -57,6 +66,22 @@ def mark(connection: Connection, *, keep: int) -> int:
     connection.execute(_ALONE)
     naming = len(connection.execute(_MARK_NAMING).all())
     return naming + len(connection.execute(_MARK, {"keep": keep}).all())
+
+
+def naming(connection: Connection, *, pinned: bool = False) -> list[str]:
+    """Live snapshots whose files may name users who were erased since; sorted ids.
+
+    :param pinned: only those that stay until a person unpins them; the others go by themselves, see `mark`.
+    """
+    return [row.id for row in connection.execute(_NAMING) if row.pinned or not pinned]
+
+
+def pin(connection: Connection, snapshot_id: str, *, pinned: bool) -> bool:
+    """Keeps a live snapshot from being collected, whatever its age, or lets go of it.
+
+    :returns: False: it is not live (any more).
+    """
+    return connection.execute(_PIN, {"id": snapshot_id, "pinned": pinned}).first() is not None
 
 
 def marked(connection: Connection) -> list[str]:

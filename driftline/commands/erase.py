@@ -32,10 +32,11 @@ def erase(
     """Erase users: their records, everywhere, and those that come later.
 
     Log, sequences (also other users' relations to them), dead letters and names. Snapshots learnt from them
-    are marked irreproducible, and each learner is told in its journal. What the topics hold stays there, but is
-    not taken in again. Cannot be undone; interrupted, call it again.
+    are marked irreproducible, and each learner is told in its journal; pinned ones whose files may name erased
+    users are listed, for you to unpin. What the topics hold stays there, but is not taken in again. Cannot be
+    undone; interrupted, call it again.
     """
-    from storage import erasure
+    from storage import collection, erasure
 
     wanted = _wanted(users or [], listed)
     call = session(context)
@@ -46,8 +47,10 @@ def erase(
     engine = open_engine(call.postgres_url, application_name="driftline-erase")
     with mapped_errors():
         erased = erasure.erase(engine, wanted, done=_passed)
+    with call.reading() as connection:
+        naming = collection.naming(connection, pinned=True)
     if json:
-        as_json({"users": len(wanted), **asdict(erased)})
+        as_json({"users": len(wanted), **asdict(erased), "pinned_naming": naming})
         return
     say(
         f"erased {len(wanted):,}: {erased.log_rows:,} log rows, {erased.entries:,} entries of their sequences, "
@@ -55,6 +58,12 @@ def erase(
     )
     if erased.irreproducible:
         note(f"{erased.irreproducible:,} snapshots were learnt from erased events and cannot be rebuilt any more")
+    if naming:
+        note(
+            f"pinned, so kept, though their files may name erased users: {', '.join(naming)}\n"
+            f"  -> driftline snapshots unpin {' '.join(naming)}; `driftline maintain` then collects them as soon as a "
+            "younger one of `train` has forgotten"
+        )
 
 
 def _wanted(users: list[str], listed: Path | None) -> list[str]:

@@ -1,7 +1,8 @@
-"""`snapshots list|show|verify`: what the registry says, and whether the files agree."""
+"""`snapshots list|show|verify|pin|unpin`: what the registry says, whether the files agree, and which are to stay."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -9,12 +10,13 @@ import typer
 from driftline.commands import AsJson, Limit, example, session
 from driftline.shown import as_json, say, table
 from runtime.lifecycle import Exit, Usage
-from storage import registry
+from storage import collection, registry
 from storage import snapshots as files
 from storage.registry import Snapshot
 
 snapshots = typer.Typer(help="Snapshots of the learners' weights.", no_args_is_help=True)
 OfLearner = Annotated[str | None, typer.Option("--learner", metavar="NAME", help="Of this learner only.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID", help="As `snapshots list` prints them.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,19 +26,30 @@ def add_to(app: typer.Typer) -> None:
     snapshots.command("verify", epilog=example("driftline snapshots verify", "driftline snapshots verify --json"))(
         verify
     )
+    snapshots.command("pin", epilog=example("driftline snapshots pin prompttpp-1-0000000040"))(pin)
+    snapshots.command("unpin", epilog=example("driftline snapshots unpin prompttpp-1-0000000040"))(unpin)
     app.add_typer(snapshots, name="snapshots")
 
 
 def list_snapshots(context: typer.Context, learner: OfLearner = None, limit: Limit = 50, json: AsJson = False) -> None:
-    """List snapshots, the newest first."""
+    """List snapshots, the newest first.
+
+    Of those an erasure touched: whether they can be rebuilt, and whether their files may name erased users.
+    """
     with session(context).reading() as connection:
-        found = registry.snapshots(connection, learner, limit=limit)
+        found, naming = registry.snapshots(connection, learner, limit=limit), collection.naming(connection)
     if json:
-        as_json([_fields(one) for one in found])
+        as_json([_fields(one, naming) for one in found])
         return
     table(
-        ["id", "learner", "branch", "step", "status", "pinned", "created", "sha256"],
-        [(s.id, s.learner, s.branch, s.step, s.status, s.pinned, s.created_at, (s.sha256 or "-")[:16]) for s in found],
+        ["id", "learner", "branch", "step", "status", "pinned", "irreproducible", "names erased", "created", "sha256"],
+        [
+            (
+                *(s.id, s.learner, s.branch, s.step, s.status, s.pinned, s.irreproducible, s.id in naming),
+                *(s.created_at, (s.sha256 or "-")[:16]),
+            )
+            for s in found
+        ],
     )
 
 
@@ -46,10 +59,10 @@ def show(
 ) -> None:
     """Print a snapshot's registry entry with its manifest, as JSON."""
     with session(context).reading() as connection:
-        found = registry.find(connection, snapshot_id)
+        found, naming = registry.find(connection, snapshot_id), collection.naming(connection)
     if found is None:
         raise Usage(f"no snapshot {snapshot_id}", todo="see `driftline snapshots list`")
-    as_json(_fields(found))
+    as_json(_fields(found, naming))
 
 
 def verify(
@@ -84,6 +97,25 @@ def verify(
         raise typer.Exit(Exit.FAILED)
 
 
-def _fields(snapshot: Snapshot) -> dict[str, Any]:
+def pin(context: typer.Context, ids: Ids) -> None:
+    """Keep snapshots, however old, until `unpin`. Their parents and the log they are rebuilt from stay too."""
+    _pin(context, ids, pinned=True)
+
+
+def unpin(context: typer.Context, ids: Ids) -> None:
+    """Let go of pinned snapshots: `driftline maintain` collects them when nothing else needs them."""
+    _pin(context, ids, pinned=False)
+
+
+def _pin(context: typer.Context, ids: list[str], *, pinned: bool) -> None:
+    with session(context).writing() as connection:
+        for snapshot_id in ids:
+            if not collection.pin(connection, snapshot_id, pinned=pinned):
+                raise Usage(f"no live snapshot {snapshot_id}: nothing done", todo="see `driftline snapshots list`")
+    say(f"{'pinned' if pinned else 'unpinned'} {', '.join(ids)}")
+
+
+def _fields(snapshot: Snapshot, naming: Collection[str]) -> dict[str, Any]:
     shown = {name: getattr(snapshot, name) for name in snapshot.__dataclass_fields__}
-    return {**shown, "cursor": {str(stream): offset for stream, offset in snapshot.cursor.items()}}
+    cursor = {str(stream): offset for stream, offset in snapshot.cursor.items()}
+    return {**shown, "cursor": cursor, "names_erased": snapshot.id in naming}

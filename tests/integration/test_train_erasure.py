@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from contracts import topics
+from driftline.cli import run
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit, Refused, Stop
 from runtime.settings import MaintainSettings
@@ -203,7 +205,8 @@ def test_no_snapshot_of_a_learner_of_items_holds_a_name(school: School) -> None:
     assert not named_in_files(school)
 
 
-def test_snapshots_that_name_the_erased_are_collected_once_a_younger_one_has_forgotten(school: School) -> None:
+def pay(school: School) -> None:
+    """Payments between users, learnt by the learner that counts by name."""
     place = (topics.PAYMENT, 0)
     with school.engine.begin() as connection:
         scribe = Scribe(connection, Vocabulary(school.engine), school.streams)
@@ -212,6 +215,10 @@ def test_snapshots_that_name_the_erased_are_collected_once_a_younger_one_has_for
         )
     school.train(learner="risk")
     assert named_in_files(school)
+
+
+def test_snapshots_that_name_the_erased_are_collected_once_a_younger_one_has_forgotten(school: School) -> None:
+    pay(school)
     erase(school)
     assert collect(school) == 0, "nobody has forgotten yet"
     school.train(learner="risk")
@@ -235,3 +242,29 @@ def collect(school: School) -> int:
         .run(once=True)
         .snapshots
     )
+
+
+def test_a_pinned_snapshot_that_names_the_erased_is_told_of_and_stays_until_it_is_unpinned(
+    school: School, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DRIFTLINE_POSTGRES_URL", school.database)
+    pay(school)
+    [kept] = school.live()
+    assert run(["snapshots", "pin", kept]) == Exit.DONE
+    assert run(["erase", GONE, "--yes"]) == Exit.DONE
+    assert f"driftline snapshots unpin {kept}" in capsys.readouterr().err
+    school.train(learner="risk")
+    assert collect(school) == 0
+    assert named_in_files(school)
+    capsys.readouterr()
+    assert run(["snapshots", "list", "--json"]) == Exit.DONE
+    told = {one["id"]: one["names_erased"] for one in json.loads(capsys.readouterr().out)}
+    assert told == {kept: True, school.live()[-1]: False}
+    assert run(["snapshots", "unpin", kept, "none"]) == Exit.USAGE, "all of them, or none"
+    assert collect(school) == 0
+    assert run(["snapshots", "unpin", kept]) == Exit.DONE
+    assert collect(school) == 1
+    assert not named_in_files(school)
+    capsys.readouterr()
+    assert run(["erase", "somebody-else", "--yes"]) == Exit.DONE
+    assert "unpin" not in capsys.readouterr().err
