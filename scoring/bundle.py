@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse_tensors
 from safetensors.numpy import save as serialize
 
-from learners.build import build
 from learners.protocol import ForeignState, Learner, State
 from runtime.lifecycle import Refused
+from scoring.weights import born
 
 WEIGHTS, EXAMPLE, MANIFEST = "weights.safetensors", "example.json", "manifest.json"
 SCHEMA_VERSION = 1
@@ -118,9 +118,7 @@ def restored(name: str, config: Mapping[str, Any], version: object, tensors: Map
     :param config: "seed" and "options", as `learners.build.build` takes them.
     :raises ForeignState: they are of another version or learner. :raises ValueError: no such learner or option.
     """
-    learner = build(name, int(config["seed"]), **config["options"])
-    if version != learner.version:
-        raise ForeignState(f"{name} of version {version!r}; this code's is {learner.version!r}")
+    learner = born(name, config, version=version)
     learner.load({key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()})
     return learner
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from runtime.device import device_class
 from scoring.bundle import EXAMPLE, BadBundle, Bundle, learner_in
-from scoring.bundle_example import answer_of, one_way
+from scoring.bundle_example import THREADS, answer_of, one_way
 
 RTOL, ATOL = 1e-5, 1e-6
 """Between device classes; on one class the answer is the same to the last bit."""
@@ -31,12 +30,6 @@ class Checked:
     """Here."""
 
 
-def device_class() -> str:
-    """What two machines must share to answer to the same bit: torch build and instruction set. Examples are asked on
-    the CPU and on one thread everywhere."""
-    return f"cpu/{torch.backends.cpu.get_cpu_capability()}/torch-{torch.__version__}/threads-1"
-
-
 def check(bundle: Bundle, *, where: str) -> Checked:
     """Loads the bundle, asks its example again and compares.
 
@@ -51,10 +44,11 @@ def check(bundle: Bundle, *, where: str) -> Checked:
     except (ValueError, KeyError, TypeError, ArithmeticError, RuntimeError) as error:
         what = f"its example cannot be asked: {type(error).__name__}: {error}"
         raise BadBundle(what, where=f"{where}/{EXAMPLE}", todo="export the snapshot again") from error
-    exact = device_class() == bundle.manifest["device_class"]
+    here = device_class(threads=THREADS)
+    exact = here == bundle.manifest["device_class"]
     if wrong := differences(expected, found, exact=exact):
         what = f"it answers otherwise than where it was made ({len(wrong)} numbers), e.g. {wrong[0]}"
-        todo = f"made on {bundle.manifest['device_class']}, asked on {device_class()}; do not serve from it"
+        todo = f"made on {bundle.manifest['device_class']}, asked on {here}; do not serve from it"
         raise BadBundle(what, where=f"{where}/{EXAMPLE}", todo=todo)
     return Checked(
         bundle=bundle.id,
@@ -62,7 +56,7 @@ def check(bundle: Bundle, *, where: str) -> Checked:
         snapshot=bundle.manifest["snapshot"]["id"],
         figures=len(_figures(expected)),
         exact=exact,
-        device_class=device_class(),
+        device_class=here,
     )
 
 

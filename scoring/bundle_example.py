@@ -26,6 +26,8 @@ TYPES = 10
 """Most probable types that the answer names."""
 EVENTS, ITEMS, CANDIDATES = 24, 16, 8
 """Events of the past; items in it; those of them that are asked about."""
+THREADS = 1
+"""Of torch, on which the answer is computed, on the CPU, wherever that is."""
 UNKNOWN = "never seen"
 """Stands in every example: what is not known must be answered for too."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -34,9 +36,9 @@ _START = datetime(2026, 1, 1, tzinfo=UTC)
 
 @contextmanager
 def one_way() -> Iterator[None]:
-    """torch on one thread, with algorithms that give the same bits each time; as before afterwards."""
+    """torch on `THREADS`, with algorithms that give the same bits each time; as before afterwards."""
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -10,17 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from learners.build import NEXT_EVENT, RANKING
-from learners.cohort import LEARNER
 from learners.protocol import ForeignState
+from runtime.device import device_class
 from scoring.bundle import Bundle, restored, seal
-from scoring.bundle_check import device_class
-from scoring.bundle_example import example_for
+from scoring.bundle_example import THREADS, example_for
+from scoring.weights import own
 from storage.registry import Snapshot
 from storage.snapshots import BadSnapshot
 
 KNOWN = frozenset({*NEXT_EVENT, *RANKING})
 """Learners that answer requests, and so can be exported with an example."""
-_PREFIX = f"{LEARNER}/"
 
 
 def bundle_of(snapshot: Snapshot, tensors: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> Bundle:
@@ -32,9 +31,8 @@ def bundle_of(snapshot: Snapshot, tensors: Mapping[str, NDArray[Any]], manifest:
     if manifest.get("learner") != snapshot.learner:
         what = f"{snapshot.id}: its file is of learner {manifest.get('learner')!r}, not {snapshot.learner!r}"
         raise BadSnapshot(what, "foreign")
-    own = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
     try:
-        learner = restored(snapshot.learner, manifest["config"], manifest.get("learner_version"), own)
+        learner = restored(snapshot.learner, manifest["config"], manifest.get("learner_version"), own(tensors))
         weights = learner.serving_state()
         learner.load(weights)
         return seal(_description(snapshot, manifest), weights, example_for(snapshot.learner, learner))
@@ -62,5 +60,5 @@ def _description(snapshot: Snapshot, manifest: Mapping[str, Any]) -> dict[str, A
         },
         "driftline_version": version("driftline"),
         "torch_version": torch.__version__,
-        "device_class": device_class(),
+        "device_class": device_class(threads=THREADS),
     }

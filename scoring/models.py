@@ -10,17 +10,15 @@ import numpy as np
 import torch
 
 from contracts.scoring import ModelInfo
-from learners.build import RANKING, build
-from learners.cohort import LEARNER
+from learners.build import RANKING
 from learners.protocol import ForeignState, Learner
 from learners.ranking.online import SDIM
 from learners.ranking.published import Published
 from scoring.warm_up import warm_up
+from scoring.weights import born, own
 from storage import snapshots
 from storage.registry import Snapshot
 from storage.snapshots import BadSnapshot, Fault
-
-_PREFIX = f"{LEARNER}/"
 
 
 @runtime_checkable
@@ -105,13 +103,8 @@ def device_for(learner: Learner, wanted: str) -> torch.device:
 
 
 def _built(name: str, tensors: dict[str, np.ndarray[Any, Any]], manifest: dict[str, Any]) -> Learner:
-    config = manifest["config"]
-    learner = build(name, int(config["seed"]), **config["options"])
-    state = {
-        key.removeprefix(_PREFIX): torch.from_numpy(array) for key, array in tensors.items() if key.startswith(_PREFIX)
-    }
-    if manifest.get("learner_version") != learner.version:
-        raise ForeignState(f"version {manifest.get('learner_version')!r}, this code's is {learner.version!r}")
+    learner = born(name, manifest["config"], version=manifest.get("learner_version"))
+    state = {key: torch.from_numpy(array) for key, array in own(tensors).items()}
     if isinstance(learner, SDIM):
         # What serves is a part of the state. To read the rest, names of items above all, would hold up answers.
         learner.load({key: part for key, part in state.items() if key == "meta" or key.startswith("published.")})

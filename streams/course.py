@@ -246,9 +246,3 @@ def make_deterministic(threads: int) -> None:
     """Sets torch so that the same steps give the same bytes on one device class."""
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(threads)
-
-
-def device_class() -> str:
-    """What two machines must share to get the same bytes: torch build, instruction set, threads."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"cpu/{capability}/torch-{torch.__version__}/threads-{torch.get_num_threads()}"

@@ -10,12 +10,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from runtime.device import device_class
 from runtime.failpoints import failpoint
 from runtime.lifecycle import Refused
 from storage import log, registry, snapshots
 from storage.journal import Seat
 from storage.registry import Snapshot, snapshot_id
-from streams.course import Course, Plan, device_class
+from streams.course import Course, Plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,12 @@ from sqlalchemy import Connection
 
 from learners.cohort import CohortReport
 from learners.protocol import ForeignState
+from runtime.device import device_class
 from runtime.lifecycle import Refused
 from storage import log, registry, snapshots
 from storage.journal import Step
 from storage.registry import Snapshot
-from streams.course import Course, Plan, check_actions, device_class, journalled, make_deterministic
+from streams.course import Course, Plan, check_actions, journalled, make_deterministic
 from streams.merge import Row
 from streams.publish import actions_before, restore
 

@@ -20,11 +20,12 @@ from learners.build import build_cohort
 from learners.cohort import Cohort
 from learners.ranking.synthetic import purchases, steps
 from learners.synthetic import random_batch
+from runtime.device import device_class
 from runtime.lifecycle import Exit
 from scoring import bundle as bundles
 from scoring.bundle import EXAMPLE, MANIFEST, WEIGHTS, BadBundle, Bundle, canonical, parse, seal
-from scoring.bundle_check import ATOL, RTOL, check, device_class, differences
-from scoring.bundle_example import UNKNOWN
+from scoring.bundle_check import ATOL, RTOL, check, differences
+from scoring.bundle_example import THREADS, UNKNOWN
 from scoring.bundle_snapshot import bundle_of
 from storage import snapshots
 from storage.registry import Snapshot
@@ -218,7 +219,7 @@ def test_on_another_device_class_numbers_may_differ_by_the_stated_tolerance_and_
     assert len(differences(answer, far, exact=False)) == 3
     foreign = resealed(device_class="cpu/of-another-kind")
     assert not check(foreign, where="here").exact
-    assert device_class() == made().manifest["device_class"]
+    assert device_class(threads=THREADS) == made().manifest["device_class"]
 
 
 def _without_weights(tensors: Tensors) -> Tensors:

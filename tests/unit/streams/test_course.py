@@ -21,7 +21,6 @@ from streams.course import (
     Course,
     Plan,
     check_actions,
-    device_class,
     journalled,
     load_tensors,
     make_deterministic,
@@ -145,13 +144,6 @@ def test_tensors_of_another_learner_are_foreign() -> None:
 
 def test_a_plan_survives_its_way_through_the_database() -> None:
     assert Plan.from_json("prompttpp", PLAN.as_json()) == PLAN
-
-
-def test_the_device_class_names_what_the_bytes_depend_on() -> None:
-    one = device_class()
-    torch.set_num_threads(2)
-    assert device_class() != one
-    assert torch.__version__ in one
 
 
 def test_a_reaction_other_than_the_journalled_one_is_refused() -> None:

@@ -1,0 +1,32 @@
+"""From stored weights to a learner: what a snapshot's file and a bundle have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from learners.build import build
+from learners.cohort import LEARNER
+from learners.protocol import ForeignState, Learner
+
+_PREFIX = f"{LEARNER}/"
+
+
+def own(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Of a snapshot's tensors the learner's, by the names it gives them: its references stay behind."""
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
+
+
+def born(name: str, config: Mapping[str, Any], *, version: object) -> Learner:
+    """A learner that these weights can be loaded into, still without them.
+
+    :param config: "seed" and "options", as `learners.build.build` takes them.
+    :param version: of the learner that they are of.
+    :raises ForeignState: this code's is of another version. :raises ValueError: no such learner or option.
+    """
+    learner = build(name, int(config["seed"]), **config["options"])
+    if version != learner.version:
+        raise ForeignState(f"{name} of version {version!r}; this code's is {learner.version!r}")
+    return learner
