@@ -5,7 +5,8 @@
 A simulated world goes through a real Kafka into Postgres and is sealed; each learner learns its beginning. Then
 users are erased, each learner forgets and goes on, and the whole topics are replayed into a fresh database that
 knows of the first one who is suppressed, by keyed hash, and nothing else. Every table and file of both is
-searched for the ids. 3,800 users make about 1,000,000 events.
+searched for the ids. 3,800 users make about 1,000,000 events. Beside it, a control: the same world learnt as far
+by the same learners, and nobody erased.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def main() -> int:
     given.add_argument("--users", type=int, default=3_800, help="more than 1,100")
     given.add_argument("--days", type=float, default=14.0, help="of the simulated world")
     given.add_argument("--erase", type=int, default=100, help="users")
-    given.add_argument("--learn", type=int, default=20_000, help="events before the erasure, of each learner")
-    given.add_argument("--then", type=int, default=5_000, help="events after it")
+    given.add_argument("--learn", type=int, default=80_000, help="records before the erasure, of each learner")
+    given.add_argument("--then", type=int, default=20_000, help="records after it")
+    given.add_argument("--warmup", type=int, default=5_000, help="rows after which references are frozen")
     given.add_argument("--step-rows", type=int, default=128)
     given.add_argument("--json", type=Path, default=ROOT / "build" / "bench" / "erasure.json")
     asked = given.parse_args()
@@ -66,13 +68,15 @@ def main() -> int:
 
 def measure(servers: Service, asked: argparse.Namespace) -> dict[str, Any]:
     """The whole story, in order."""
-    scope = servers.scope("erasure", TRAIN__STEP_ROWS=str(asked.step_rows), MAINTAIN__PORT="none")
+    settings = {"TRAIN__STEP_ROWS": str(asked.step_rows), "TRAIN__WARMUP_EVENTS": str(asked.warmup)}
+    scope = servers.scope("erasure", MAINTAIN__PORT="none", **settings)
     # Of four digits: the id of none of them is the beginning of another's.
     gone = sorted(random.Random(7).sample([user_id(n) for n in range(1_000, asked.users)], asked.erase))
     listed = scope.folder.parent / "asked.txt"
     listed.write_text("\n".join(gone))
     found: dict[str, Any] = {"users": asked.users, "erased": asked.erase, "step_rows": asked.step_rows}
-    found["sent"] = scope.told("simulate", "--users", str(asked.users), "--days", str(asked.days))
+    world = ("simulate", "--users", str(asked.users), "--days", str(asked.days))
+    found["sent"] = scope.told(*world)
     found["ingest"] = scope.told("ingest", "--once")
     found["sealing"] = scope.told("maintain", "--once")
     for learner in LEARNERS:
@@ -83,7 +87,8 @@ def measure(servers: Service, asked: argparse.Namespace) -> dict[str, Any]:
     said(found, "erase_s", "erase")
     for learner in LEARNERS:
         learn(scope, learner, asked.learn + asked.then)
-    found["losses"] = {learner: losses(scope, learner) for learner in LEARNERS}
+    steps = {learner: forgetting(scope, learner) for learner in LEARNERS}
+    found["losses"] = {learner: losses(scope, learner, step) for learner, step in steps.items()}
     found["after"] = {"traces": places(scope, gone), "snapshots": marked(scope), "events": entries(scope)[0]}
     said(found, "losses", "after")
     found["verify"] = verified(scope)
@@ -95,6 +100,13 @@ def measure(servers: Service, asked: argparse.Namespace) -> dict[str, Any]:
         "same": entries(fresh) == entries(scope),
     }
     said(found, "replay_s", "replayed")
+    control = servers.scope("control", **settings)
+    control.told(*world)
+    control.told("ingest", "--once")
+    for learner in LEARNERS:
+        learn(control, learner, asked.learn + asked.then)
+    found["control"] = {learner: losses(control, learner, step) for learner, step in steps.items()}
+    said(found, "control")
     found["good"] = not found["after"]["traces"] and not found["replayed"]["traces"] and found["replayed"]["same"]
     return found
 
@@ -127,18 +139,24 @@ def journalled(connection: psycopg.Connection, learner: str) -> int:
     return int(row[0]) if row else 0
 
 
-def losses(scope: Scope, learner: str) -> dict[str, Any]:
-    """Mean loss, before it learnt them, of the rows on either side of the step that forgets: as many as came after."""
+def forgetting(scope: Scope, learner: str) -> int:
+    """The step ahead of which a learner forgot."""
     with psycopg.connect(scope.database) as connection:
         row = connection.execute("SELECT min(step) FROM learner_action WHERE learner = %s", (learner,)).fetchone()
-    step = int(row[0]) if row else 0
+    assert row is not None
+    return int(row[0])
+
+
+def losses(scope: Scope, learner: str, step: int) -> dict[str, Any]:
+    """Mean loss, before it learnt them, of the rows on either side of a step, and of all rows before it."""
     told = {record.step: record for record in progress(scope) if record.learner == learner}
     after = [told[number] for number in sorted(told) if number >= step]
-    before = [told[number] for number in sorted(told) if number < step][-len(after) :]
-    arms = sorted(after[0].losses)
+    before = [told[number] for number in sorted(told) if number < step]
+    parts = {"all before": before, "before": before[-len(after) :], "after": after}
     return {"step": step, "loss": LOSSES[learner]} | {
-        name: {"rows": sum(r.rows for r in records)} | {arm: mean(records, arm, LOSSES[learner]) for arm in arms}
-        for name, records in (("before", before), ("after", after))
+        name: {"rows": sum(record.rows for record in records)}
+        | {arm: mean(records, arm, LOSSES[learner]) for arm in sorted(after[0].losses)}
+        for name, records in parts.items()
     }
 
 
