@@ -35,11 +35,11 @@ def main() -> int:
         with local.postgres(options=["max_connections=100"]) as postgres:
             stage = Stage(broker, postgres, folder, users=asked.users, days=asked.days)
             print(f"{len(stage.records)} records a run; logs in {folder}", flush=True)
-            quiet, alarms = run(stage, QUIET)
+            quiet = run(stage, QUIET)
             print(line(quiet, quiet), flush=True)
             outcomes = []
             for seed in range(asked.seed, asked.seed + asked.runs):
-                outcome, _ = run(stage, draw(seed, asked.only), alarms)
+                outcome = run(stage, draw(seed, asked.only))
                 outcomes.append(outcome)
                 print(line(outcome, quiet), flush=True)
                 if any("verify" in what for what in outcome.trouble):

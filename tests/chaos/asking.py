@@ -44,7 +44,7 @@ class Asker:
 
     def listen(self) -> bool:
         """Takes in answers; True: no question is open."""
-        for value in self._answers.take():
+        for _, _, value in self._answers.take():
             found = msgspec.json.decode(value, type=ScoreResult | ScoreFailure)
             if isinstance(found, ScoreFailure):
                 self.refused.append(f"{found.request_id}: {found.reason}, {found.message}")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from runtime import kafka
 from runtime.kafka import BrokerAway, KafkaConfig
+
+
+class Taken(NamedTuple):
+    """A record."""
+
+    partition: int
+    offset: int
+    value: bytes
 
 
 class Tail:
@@ -19,7 +28,7 @@ class Tail:
         self._client = kafka.consumer(config, group=f"{config.prefix}reading")
         self._assign()
 
-    def take(self) -> Iterator[bytes]:
+    def take(self) -> Iterator[Taken]:
         """What has come since."""
         while messages := self._client.consume(500, timeout=0.05):
             if any(message.error() is not None for message in messages):
@@ -31,7 +40,7 @@ class Tail:
                     continue
                 self._next[partition] = offset + 1
                 if value is not None:
-                    yield value if isinstance(value, bytes) else value.encode()
+                    yield Taken(partition, offset, value if isinstance(value, bytes) else value.encode())
 
     def _assign(self) -> None:
         self._client.assign([TopicPartition(self._name, n, offset) for n, offset in self._next.items()])

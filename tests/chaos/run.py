@@ -17,7 +17,7 @@ from tests.chaos.reading import Tail
 from tests.chaos.remembering import Memory
 from tests.chaos.servers import Strikes
 from tests.chaos.stage import Stage, environment
-from tests.chaos.watching import SOURCES, Alarms, Watcher, alarms_of
+from tests.chaos.watching import SOURCES, Watcher, alarms_of
 
 
 class Run:
@@ -127,11 +127,8 @@ class Run:
             tail.close()
 
 
-def run(stage: Stage, plan: Plan, quiet: Alarms | None = None) -> tuple[Outcome, Alarms]:
-    """One run under a plan.
-
-    :param quiet: alarms of the run without disturbances.
-    """
+def run(stage: Stage, plan: Plan) -> Outcome:
+    """One run under a plan."""
     folder = stage.folder / f"seed-{plan.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     began, trouble = time.monotonic(), []
@@ -149,10 +146,10 @@ def run(stage: Stage, plan: Plan, quiet: Alarms | None = None) -> tuple[Outcome,
         if verify.returncode != 0:
             trouble.append("verify is not clean")
         replayed = replay(one.settings, database, trouble)
-        wrong = (alarms.trouble(quiet), one.asker.trouble(), one.memory.trouble(), unsealed(database))
+        wrong = (alarms.trouble, one.asker.trouble(), one.memory.trouble(), unsealed(database))
         trouble += filter(None, (*wrong, unfit(one.settings)))
         one.memory.close()
-        outcome = Outcome(
+        return Outcome(
             seed=plan.seed,
             seconds=time.monotonic() - began,
             trouble=tuple(trouble),
@@ -165,4 +162,3 @@ def run(stage: Stage, plan: Plan, quiet: Alarms | None = None) -> tuple[Outcome,
             alarms_repeated=alarms.repeated,
             questions=len(one.asker.answered),
         )
-    return outcome, alarms

@@ -100,7 +100,7 @@ def test_a_process_that_was_frozen_does_not_write_over_its_successor(kafka_topic
     in_order = [(n, name) for n in range(CHANGE + 100) for name in LEARNERS]
     in_order += [(n, name) for name in LEARNERS for n in range(CHANGE + 100, CHANGE + 200)]
     (stream,) = streams_of(kafka_topics, topics.PROGRESS)
-    wanted = alarmed(stream, (of_progress(step(n, name)) for n, name in in_order))
+    wanted = alarmed(stream, enumerate(of_progress(step(n, name)) for n, name in in_order))
     assert {alarm.subject for alarm in wanted.values()} == set(LEARNERS)
     assert firsts(alarms(kafka_topics, at_least=len(wanted))) == wanted
 

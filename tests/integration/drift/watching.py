@@ -86,21 +86,23 @@ def streams_of(config: KafkaConfig, topic: str) -> tuple[Stream, ...]:
 
 def expected(config: KafkaConfig, numbers: Iterable[int]) -> dict[str, DriftAlarm]:
     """What steps sent once and in order give, computed here."""
-    return alarmed(streams_of(config, topics.PROGRESS)[0], (of_progress(step(number)) for number in numbers))
+    steps = enumerate(of_progress(step(number)) for number in numbers)
+    return alarmed(streams_of(config, topics.PROGRESS)[0], steps)
 
 
 def expected_of_labels(stream: Stream, numbers: Iterable[int], *, change: int) -> dict[str, DriftAlarm]:
     """The same of labels in a partition."""
+    placed = enumerate(numbers)
     return alarmed(
-        stream, (of_label(label(n, change), partition=stream.partition, offset=at) for at, n in enumerate(numbers))
+        stream, ((at, of_label(label(n, change), partition=stream.partition, offset=at)) for at, n in placed)
     )
 
 
-def alarmed(stream: Stream, records: Iterable[Signals]) -> dict[str, DriftAlarm]:
-    """What the records of a partition give, from its offset 0 on."""
+def alarmed(stream: Stream, records: Iterable[tuple[int, Signals]]) -> dict[str, DriftAlarm]:
+    """What the records of a partition give, each with its offset."""
     state: dict[Subject, tuple[Watch, OpenBlock]] = {}
     found: dict[str, DriftAlarm] = {}
-    for offset, seen in enumerate(records):
+    for offset, seen in records:
         watch, block = state.get(seen.subject, (Watch(), OpenBlock()))
         block = added(block, seen, offset)
         if block.full:
