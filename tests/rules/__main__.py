@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     wanted = [rule for rule in (*RULES, *LEARNING_RULES) if not asked.rules or rule.number in asked.rules]
     wanted = [rule for rule in wanted if not (asked.no_kafka and rule.kafka)]
+    wanted.sort(key=lambda rule: rule.number)
     with tempfile.TemporaryDirectory(prefix="driftline-rules-") as folder, ExitStack() as servers:
         tree = copy(Path(folder))
         environment = start_servers(servers, Path(folder), kafka=any(rule.kafka for rule in wanted))
