@@ -87,13 +87,19 @@ def test_killed_anywhere_in_a_batch_the_next_start_neither_loses_nor_doubles(
     assert taken(database).identities == {identity(each) for each in events(0, 50)}
 
 
+def at_work(database: str, config: KafkaConfig, started: Processes) -> tuple[Sender, Running]:
+    """A process that has taken in its first 30 events, in batches of 10, and who sends it more."""
+    sender = Sender(config)
+    process = started.start(database, config, batch_records=10)
+    sender.send(*events(0))
+    eventually(lambda: accepted(database, 30))
+    return sender, process
+
+
 def test_an_erasure_does_not_make_a_running_process_join_its_group_again(
     database: str, tansu_topics: KafkaConfig, started: Processes
 ) -> None:
-    sender = Sender(tansu_topics)
-    process = started.start(database, tansu_topics, batch_records=10)
-    sender.send(*events(0))
-    eventually(lambda: accepted(database, 30))
+    sender, process = at_work(database, tansu_topics, started)
     for n, user in enumerate(["user 0", "user 1"], start=1):
         erasure.erase(engine_of(database), [user])
         sender.send(*events(n * 30))
@@ -110,10 +116,7 @@ def test_an_erasure_does_not_make_a_running_process_join_its_group_again(
 def test_sigterm_drains_within_ten_seconds_and_leaves_nothing_half_done(
     database: str, tansu_topics: KafkaConfig, started: Processes
 ) -> None:
-    sender = Sender(tansu_topics)
-    process = started.start(database, tansu_topics, batch_records=10)
-    sender.send(*events(0))
-    eventually(lambda: accepted(database, 30))
+    sender, process = at_work(database, tansu_topics, started)
     sender.send(*events(30, 300))
     asked = time.monotonic()
     process.signal(signal.SIGTERM)

@@ -21,8 +21,8 @@ from xml.etree import ElementTree
 
 from driftline import local
 from tests.conftest import SHARED
-from tests.rules.learning import LEARNING_RULES
-from tests.rules.rules import RULES, Rule
+from tests.rules.rule import Rule
+from tests.rules.rules import RULES
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 420
@@ -49,9 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("rules", nargs="*", type=int, help="numbers of the protocol's rules; default: all")
     parser.add_argument("--no-kafka", action="store_true", help="leave out what needs a real Kafka")
     asked = parser.parse_args(arguments)
-    wanted = [rule for rule in (*RULES, *LEARNING_RULES) if not asked.rules or rule.number in asked.rules]
+    wanted = [rule for rule in RULES if not asked.rules or rule.number in asked.rules]
     wanted = [rule for rule in wanted if not (asked.no_kafka and rule.kafka)]
-    wanted.sort(key=lambda rule: rule.number)
     with tempfile.TemporaryDirectory(prefix="driftline-rules-") as folder, ExitStack() as servers:
         tree = copy(Path(folder))
         environment = start_servers(servers, Path(folder), kafka=any(rule.kafka for rule in wanted))
@@ -158,7 +157,7 @@ def page(seen: Sequence[Seen]) -> str:
         "# The rules of the protocol and their tests",
         "",
         "Written by `python -m tests.rules`, which copies the tree, switches one rule off at a time (the switches are",
-        "in `tests/rules/rules.py`) and runs the rule's tests there: each must pass as is and fail with the rule off.",
+        "in `tests/rules/`) and runs the rule's tests there: each must pass as is and fail with the rule off.",
         "",
         "| rule | what it says | switched off in | test | as is | when off |",
         "|---|---|---|---|---|---|",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.rules.rules import Rule
+from tests.rules.rule import Rule
 
 _U = "tests/unit/streams/"
 _I = "tests/integration/"

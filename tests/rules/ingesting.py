@@ -1,0 +1,446 @@
+"""Rules of `ingest` and of what it writes, their tests and their switches."""
+
+from __future__ import annotations
+
+from tests.rules.rule import Rule
+
+_I = "tests/integration/"
+_FENCING = f"{_I}test_storage_fencing.py::"
+_DUPLICATES = f"{_I}test_ingest_duplicates.py::"
+_RECORDS = f"{_I}test_ingest_records.py::"
+_POSITIONS = f"{_I}test_ingest_positions.py::"
+_PROCESSES = f"{_I}test_ingest_processes.py::"
+_KAFKA = f"{_I}test_ingest_kafka.py::"
+_VOCABULARY = f"{_I}test_storage_vocabulary.py::"
+_ITEMS = f"{_I}test_items.py::"
+_CHECKS = "tests/unit/streams/test_positions.py::"
+
+_TWO_STATEMENTS = """        keys = "s.user_id, s.stream_id, s.first_offset, s.epoch"
+        seen = raw.execute(f"SELECT {keys} FROM user_segment s".encode()).fetchall()
+        of_rows = "%(c0)s::bigint[], %(c1)s::int[], %(c2)s::bigint[], %(c3)s::bigint[]"
+        only = f"WHERE ({keys}) IN (SELECT * FROM unnest({of_rows})) AND s.user_id = u.id AND (s.last_at"
+        second = _ROWS.replace("WHERE s.user_id = u.id AND (s.last_at", only).encode()
+        values = {**values, **{f"c{i}": [row[i] for row in seen] for i in range(4)}}
+        result = reader.execute(second, values).pgresult"""
+
+INGEST_RULES: tuple[Rule, ...] = (
+    Rule(
+        number=1,
+        says="a batch commits only under the newest epoch",
+        tests=(f"{_FENCING}test_an_owner_of_an_older_epoch_commits_nothing",),
+        file="storage/offsets.py",
+        off=(
+            (
+                "WHERE stream_id = :id AND epoch = :epoch AND next_offset = :first",
+                "WHERE stream_id = :id AND CAST(:epoch AS bigint) IS NOT NULL AND next_offset = :first",
+            ),
+        ),
+    ),
+    Rule(
+        number=1,
+        says="a batch commits only from the stored offset on",
+        tests=(f"{_FENCING}test_a_batch_starts_where_the_last_one_ended",),
+        file="storage/offsets.py",
+        off=(
+            (
+                "AND epoch = :epoch AND next_offset = :first AND",
+                "AND epoch = :epoch AND CAST(:first AS bigint) IS NOT NULL AND",
+            ),
+        ),
+    ),
+    Rule(
+        number=1,
+        says="all partitions of a batch move, or none",
+        tests=(f"{_FENCING}test_all_partitions_of_a_batch_move_or_none",),
+        file="storage/offsets.py",
+        off=(
+            (
+                '            raise Fenced(\n                f"{move.claim.stream}: offset',
+                "            connection.commit()\n"
+                '            raise Fenced(\n                f"{move.claim.stream}: offset',
+            ),
+        ),
+    ),
+    Rule(
+        number=1,
+        says="a claim ends the former owner's backend, and so waits for nobody",
+        tests=(
+            f"{_FENCING}test_a_claim_waits_for_no_former_owner",
+            f"{_PROCESSES}test_a_process_frozen_before_its_commit_is_replaced_and_wakes_up_harmless",
+        ),
+        file="storage/offsets.py",
+        off=(('    connection.execute(_END_FORMER_OWNERS, {"ids": [row.stream_id for row in wanted]})\n', ""),),
+    ),
+    Rule(
+        number=1,
+        says="the backend ended is the one that claimed: its start is compared too",
+        tests=(f"{_FENCING}test_only_the_backend_that_claimed_is_ended_not_one_that_got_its_number",),
+        file="storage/offsets.py",
+        off=((" AND a.backend_start = s.owner_started", ""),),
+    ),
+    Rule(
+        number=1,
+        says="keys contain the epoch, so a frozen owner's rows are in nobody's way",
+        tests=(f"{_FENCING}test_rows_of_a_frozen_owner_do_not_stand_in_the_way",),
+        file="storage/log.py",
+        off=(('"epoch": segment.claim.epoch,', '"epoch": 0,'),),
+    ),
+    Rule(
+        number=1,
+        says="an owner outside the group is refused with exit code 3",
+        tests=(f"{_PROCESSES}test_of_two_owners_outside_one_group_the_former_stops_and_says_what_to_do",),
+        file="streams/membership.py",
+        off=(("        if taken:\n            metrics", "        if False:\n            metrics"),),
+    ),
+    Rule(
+        number=1,
+        says="after an unknown outcome memory is dropped and the group joined again",
+        tests=(f"{_PROCESSES}test_a_connection_that_breaks_at_commit_leaves_the_outcome_to_postgres",),
+        file="streams/ingest.py",
+        off=(
+            (
+                "            raise Rejoin(str(error)) from error\n        except Disorder",
+                "            raise\n        except Disorder",
+            ),
+            ("except (Unavailable, Transient) as error:", "except Transient as error:"),
+        ),
+    ),
+    Rule(
+        number=2,
+        says="positions come from the claim, not from Kafka",
+        tests=(f"{_POSITIONS}test_what_the_group_committed_in_kafka_does_not_matter",),
+        file="streams/membership.py",
+        off=(("TopicPartition(*place, claim.next_offset) for place", "TopicPartition(*place) for place"),),
+    ),
+    Rule(
+        number=2,
+        says="on_assign lets nothing escape and keeps the error for the loop",
+        tests=(f"{_POSITIONS}test_without_postgres_nothing_is_assigned_and_it_comes_back_by_itself",),
+        file="streams/membership.py",
+        off=(
+            (
+                "            self._failure = error\n            self._claims.clear()\n            consumer.assign([])",
+                "            self._claims.clear()\n            consumer.assign([])",
+            ),
+        ),
+    ),
+    Rule(
+        number=3,
+        says="another cluster is refused",
+        tests=(
+            f"{_CHECKS}test_another_topic_is_refused_with_the_reason_and_the_way_on",
+            f"{_POSITIONS}test_another_cluster_is_refused",
+        ),
+        file="streams/positions.py",
+        off=(("if stream.cluster_id != topic.cluster_id:", "if False:"),),
+    ),
+    Rule(
+        number=3,
+        says="a recreated topic is refused",
+        tests=(
+            f"{_CHECKS}test_another_topic_is_refused_with_the_reason_and_the_way_on",
+            f"{_POSITIONS}test_a_recreated_topic_is_refused_at_the_start",
+        ),
+        file="streams/positions.py",
+        off=(("if stream.topic_id != topic.topic_id:", "if False:"),),
+    ),
+    Rule(
+        number=3,
+        says="another partition count is refused",
+        tests=(
+            f"{_CHECKS}test_another_topic_is_refused_with_the_reason_and_the_way_on",
+            f"{_POSITIONS}test_another_partition_count_is_refused",
+        ),
+        file="streams/positions.py",
+        off=(("if len(current) != topic.partitions:", "if False:"),),
+    ),
+    Rule(
+        number=3,
+        says="an offset below the low watermark is refused",
+        tests=(
+            f"{_CHECKS}test_a_topic_that_lost_its_beginning_is_refused",
+            f"{_POSITIONS}test_offsets_before_the_low_watermark_are_refused",
+        ),
+        file="streams/positions.py",
+        off=(("if held.next_offset < low:", "if False:"),),
+    ),
+    Rule(
+        number=3,
+        says="records deleted before they were read are refused",
+        tests=(f"{_KAFKA}test_records_deleted_before_they_were_read_are_refused",),
+        file="streams/positions.py",
+        off=(("if held.next_offset < low:", "if False:"),),
+        kafka=True,
+    ),
+    Rule(
+        number=3,
+        says="an offset beyond the end is refused",
+        tests=(f"{_KAFKA}test_a_topic_that_lost_its_end_is_refused",),
+        file="streams/positions.py",
+        off=(("if trust_high and held.next_offset > high:", "if False:"),),
+        kafka=True,
+    ),
+    Rule(
+        number=3,
+        says="but Tansu's end, which may be too low, is not believed",
+        tests=(f"{_CHECKS}test_a_topic_that_lost_its_end_is_refused_where_ends_can_be_trusted",),
+        file="streams/positions.py",
+        off=(("if trust_high and held", "if held"),),
+    ),
+    Rule(
+        number=3,
+        says="topics are watched under way: growth is refused",
+        tests=(f"{_KAFKA}test_a_growing_topic_is_refused_under_way",),
+        file="streams/membership.py",
+        off=(("                self._check_topics()\n", ""),),
+        kafka=True,
+    ),
+    Rule(
+        number=3,
+        says="topic ids are asked for between the last fetch and the commit",
+        tests=(
+            f"{_I}test_ingest_recreated.py::"
+            "test_a_batch_whose_topic_was_created_again_after_its_last_fetch_is_not_committed",
+        ),
+        file="streams/membership.py",
+        off=(("        if found != claimed:\n", "        if False:\n"),),
+        kafka=True,
+    ),
+    Rule(
+        number=4,
+        says="a range without records is a segment too",
+        tests=(f"{_DUPLICATES}test_a_batch_without_records_still_covers_its_offsets",),
+        file="streams/commit.py",
+        off=(
+            (
+                "            segments.append(_segment(part, outcome, rows))",
+                "            if rows.num_rows:\n                segments.append(_segment(part, outcome, rows))",
+            ),
+        ),
+    ),
+    Rule(
+        number=4,
+        says="a batch ends at position(), past markers and aborted records",
+        tests=(f"{_KAFKA}test_aborted_records_are_never_read_and_their_offsets_are_covered",),
+        file="streams/membership.py",
+        off=(
+            (
+                "next_offset = max(partition.offset, claim.next_offset)",
+                "next_offset = taken.next if (taken := self._collector.intakes.get(place)) else claim.next_offset",
+            ),
+        ),
+        kafka=True,
+    ),
+    Rule(
+        number=4,
+        says="aborted records are not read",
+        tests=(
+            f"{_KAFKA}test_aborted_records_are_never_read_and_their_offsets_are_covered",
+            f"{_KAFKA}test_an_open_transaction_is_waited_for",
+        ),
+        file="runtime/kafka.py",
+        off=(('"isolation.level": "read_committed"', '"isolation.level": "read_uncommitted"'),),
+        kafka=True,
+    ),
+    Rule(
+        number=4,
+        says="readers check the chain",
+        tests=(f"{_DUPLICATES}test_a_missing_segment_is_noticed_by_readers",),
+        file="storage/log.py",
+        off=(("if (row.first_offset > offset) if expected is None else (row.first_offset != expected):", "if False:"),),
+    ),
+    Rule(
+        number=5,
+        says="the filter is rebuilt after a claim",
+        tests=(
+            f"{_DUPLICATES}test_the_next_owner_knows_what_the_former_one_accepted",
+            f"{_I}test_ingest_machine.py::test_any_order_of_batches_crashes_and_zombies_takes_each_event_once",
+        ),
+        file="streams/commit.py",
+        off=(("        while at < claim.next_offset:", "        while False:"),),
+    ),
+    Rule(
+        number=5,
+        says="the window reaches as far back as promised",
+        tests=(f"{_DUPLICATES}test_a_repeat_within_the_window_is_known_and_memory_forgets_behind_it",),
+        file="streams/commit.py",
+        off=(("max(claim.next_offset - self._window, start)", "max(claim.next_offset - self._window // 10, start)"),),
+    ),
+    Rule(
+        number=5,
+        says="the filter learns after the commit only",
+        tests=(f"{_DUPLICATES}test_a_batch_that_is_rolled_back_is_not_remembered",),
+        file="streams/commit.py",
+        off=(
+            (
+                '            failpoint("ingest.after_rows")\n',
+                "            for early in written:\n"
+                "                self._filters[early.claim.stream_id].extend(early.digests, early.offsets)\n",
+            ),
+        ),
+    ),
+    Rule(
+        number=5,
+        says="a hit is confirmed by rows",
+        tests=(f"{_DUPLICATES}test_events_that_share_a_digest_are_all_accepted",),
+        file="streams/commit.py",
+        off=(("duplicate[confirm(suspicions, claim)] = True", "duplicate[hits] = True"),),
+    ),
+    Rule(
+        number=5,
+        says="a record repeated inside a batch counts once",
+        tests=(f"{_DUPLICATES}test_a_record_is_accepted_once_in_one_batch_and_over_batches",),
+        file="streams/commit.py",
+        off=(
+            (
+                "duplicate[index] = _identity(rows, earlier) == _identity(rows, index)",
+                "duplicate[index] = False",
+            ),
+        ),
+    ),
+    Rule(
+        number=5,
+        says="a replayed dead letter is known by its origin, without a window",
+        tests=(f"{_DUPLICATES}test_a_dead_letter_comes_in_once_however_it_is_mended",),
+        file="streams/commit.py",
+        off=(("        self._drop_known_origins(intake, rows, claim, duplicate)\n", ""),),
+    ),
+    Rule(
+        number=6,
+        says="event time is bounded by record time, not by the clock",
+        tests=(f"{_DUPLICATES}test_event_time_is_bounded_by_record_time_and_not_by_the_clock",),
+        file="streams/accept.py",
+        off=(
+            (
+                "ahead = times - record_us",
+                'ahead = times - __import__("time").time_ns() // 1000',
+            ),
+        ),
+    ),
+    Rule(
+        number=7,
+        says="new strings are committed in a transaction of their own",
+        tests=(f"{_VOCABULARY}test_new_strings_are_there_for_others_while_the_batch_is_still_open",),
+        file="storage/vocabulary.py",
+        off=(
+            (
+                "with self._engine.begin() as connection:\n            found",
+                "with self._engine.connect() as connection:\n            found",
+            ),
+        ),
+    ),
+    Rule(
+        number=7,
+        says="new strings are allocated in sorted order",
+        tests=(f"{_VOCABULARY}test_owners_with_the_same_new_strings_do_not_deadlock",),
+        file="storage/vocabulary.py",
+        off=((" AS new(value) ORDER BY value", " AS new(value)"),),
+    ),
+    Rule(
+        number=7,
+        says="an id is cached only after its commit",
+        tests=(f"{_VOCABULARY}test_no_id_is_remembered_whose_commit_failed",),
+        file="storage/vocabulary.py",
+        off=(
+            (
+                "                found |= _select(connection, space, new)\n",
+                "                found |= _select(connection, space, new)\n"
+                "                self._ids[space].update(found)\n",
+            ),
+        ),
+    ),
+    Rule(
+        number=8,
+        says="dead letters are rows of the batch's transaction",
+        tests=(f"{_DUPLICATES}test_a_refused_batch_leaves_no_letter_behind",),
+        file="streams/commit.py",
+        off=(
+            (
+                "            dead_letters.append(self._connection, _letters(part, self._suppressed))",
+                "            with self._vocabulary._engine.begin() as other:\n"
+                "                dead_letters.append(other, _letters(part, self._suppressed))",
+            ),
+        ),
+    ),
+    Rule(
+        number=8,
+        says="a body is cut at a limit, with length and sha256 of the whole",
+        tests=(f"{_RECORDS}test_a_letter_keeps_the_record_or_says_that_it_is_cut",),
+        file="storage/dead_letters.py",
+        off=(("value[:MAX_VALUE_BYTES]", "value"),),
+    ),
+    Rule(
+        number=8,
+        says="a cut body is not replayed",
+        tests=(f"{_I}test_dlq.py::test_a_cut_body_is_refused_unless_the_whole_one_is_given",),
+        file="driftline/letters.py",
+        off=(("if letter.cut and not (", "if False and not ("),),
+    ),
+    Rule(
+        number=8,
+        says="a notice is repeated until it is acknowledged",
+        tests=(f"{_RECORDS}test_a_notice_is_repeated_until_it_is_acknowledged",),
+        file="streams/notices.py",
+        off=(
+            (
+                "            self._under_way += 1\n",
+                "            self._under_way += 1\n            self._arrived.append(letter)\n",
+            ),
+        ),
+    ),
+    Rule(
+        number=9,
+        says="items whose tombstones the topic has forgotten are ended",
+        tests=(
+            f"{_ITEMS}test_an_item_without_a_record_on_the_topic_is_ended_where_an_offset_is_missing",
+            f"{_ITEMS}test_after_a_downtime_longer_than_tombstones_are_kept_deleted_items_are_deleted",
+        ),
+        file="streams/vanished.py",
+        off=(("gone={item: at for item, at in alive.items() if item not in there},", "gone={},"),),
+        kafka=True,
+    ),
+    Rule(
+        number=9,
+        says="a tombstone that goes between the look and its turn counts where it stood",
+        tests=(f"{_ITEMS}test_a_tombstone_that_was_there_and_goes_before_it_is_read_counts_where_it_stood",),
+        file="streams/vanished.py",
+        off=(
+            (
+                "        ended = {offset: version for offset, version in ended.items() if offset not in read}\n",
+                "        ended = {}\n",
+            ),
+        ),
+    ),
+    Rule(
+        number=9,
+        says="an item that lives again is not ended",
+        tests=(f"{_ITEMS}test_an_item_that_lives_again_is_not_ended",),
+        file="streams/vanished.py",
+        off=(("            missed.gone.pop(item, None)  # it lives again\n", "            pass\n"),),
+    ),
+    Rule(
+        number=10,
+        says="a batch commits only under the suppression version it was judged with",
+        tests=(
+            f"{_DUPLICATES}test_a_batch_that_is_rolled_back_is_not_remembered",
+            f"{_DUPLICATES}test_who_judged_by_fewer_erasures_than_there_are_moves_nothing",
+        ),
+        file="storage/offsets.py",
+        off=(("AND suppression_version = :suppression", "AND CAST(:suppression AS bigint) IS NOT NULL"),),
+    ),
+    Rule(
+        number=10,
+        says="records of erased users are not accepted, on either side of a relation",
+        tests=(f"{_DUPLICATES}test_records_of_an_erased_user_are_not_kept_on_either_side",),
+        file="streams/commit.py",
+        off=(("user in erased or (other is not None and other in erased)", "user in erased"),),
+    ),
+    Rule(
+        number=11,
+        says="a history is read in one statement",
+        tests=(f"{_I}test_storage_histories.py::test_a_history_is_whole_while_segments_are_being_sealed",),
+        file="storage/histories.py",
+        off=(("        result = reader.execute(_ROWS, values).pgresult", _TWO_STATEMENTS),),
+    ),
+)
+"""Rules 1 to 11, as far as `ingest` and readers keep them."""

@@ -1,0 +1,146 @@
+"""Rules of sealing, retention, collection and erasure, their tests and their switches."""
+
+from __future__ import annotations
+
+from tests.rules.rule import Rule
+
+_I = "tests/integration/"
+_DUPLICATES = f"{_I}test_ingest_duplicates.py::"
+_PROCESSES = f"{_I}test_ingest_processes.py::"
+_SEALING = f"{_I}test_storage_sealing.py::"
+_RETENTION = f"{_I}test_storage_retention.py::"
+_ERASURE = f"{_I}test_erasure.py::"
+_SHARED = "            suppression.share(self._connection)\n"
+_LOOKED = "            self._suppressed = suppression.current(self._connection, self._suppressed)\n"
+
+MAINTENANCE_RULES: tuple[Rule, ...] = (
+    Rule(
+        number=10,
+        says="a running `ingest` goes on after an erasure, with what is true now",
+        tests=(
+            f"{_DUPLICATES}test_after_an_erasure_a_running_owner_goes_on_with_what_is_true_now",
+            f"{_ERASURE}test_an_owner_that_wrote_before_an_erasure_writes_no_row_and_no_name_after_it",
+            f"{_PROCESSES}test_an_erasure_does_not_make_a_running_process_join_its_group_again",
+        ),
+        file="streams/commit.py",
+        off=((_LOOKED, ""),),
+    ),
+    Rule(
+        number=10,
+        says="a batch looks who is erased when no erasure can pass by any more",
+        tests=(f"{_ERASURE}test_a_batch_that_had_to_wait_for_an_erasure_knows_of_it",),
+        file="streams/commit.py",
+        off=((_SHARED + _LOOKED, _LOOKED + _SHARED),),
+    ),
+    Rule(
+        number=10,
+        says="an erasure waits for a batch from before its first row",
+        tests=(f"{_ERASURE}test_an_erasure_waits_for_a_batch_in_flight_and_takes_its_rows_too",),
+        file="streams/commit.py",
+        off=((_SHARED, ""),),
+    ),
+    Rule(
+        number=10,
+        says="an erasure waits for a batch in flight and finds its rows",
+        tests=(f"{_ERASURE}test_an_erasure_waits_for_a_batch_in_flight_and_takes_its_rows_too",),
+        file="storage/suppression.py",
+        off=(
+            ('    connection.execute(_ALONE, {"lock": _BATCHES})\n', ""),
+            ("    connection.execute(_HOLD_STREAMS)\n    connection.execute(_ADD", "    connection.execute(_ADD"),
+            ("    connection.execute(_RAISE)\n", ""),
+        ),
+    ),
+    Rule(
+        number=10,
+        says="dead letters that name erased users are kept empty",
+        tests=(f"{_ERASURE}test_after_a_full_replay_nothing_came_back",),
+        file="streams/commit.py",
+        off=(("if letter.names(suppressed) else letter", "if False else letter"),),
+    ),
+    Rule(
+        number=11,
+        says="two who replace rows of one user do so one after the other",
+        tests=(f"{_SEALING}test_a_second_sealer_waits_for_the_first_and_then_sees_its_rows",),
+        file="storage/sealing.py",
+        off=(('    connection.execute(_LOCK, {"space": LOCK_SPACE, "users": list(users)})\n', ""),),
+    ),
+    Rule(
+        number=11,
+        says="what has nothing in it leaves no empty row",
+        tests=(f"{_SEALING}test_sealing_nothing_makes_no_row",),
+        file="storage/sealing.py",
+        off=(
+            (
+                "        FROM events e JOIN ends x",
+                "        FROM events e RIGHT JOIN (SELECT * FROM ends UNION ALL SELECT 0, 0, NULL, NULL) x",
+            ),
+            ("SELECT e.user_id, 0, nextval", "SELECT coalesce(e.user_id, 0), 0, nextval"),
+        ),
+    ),
+    Rule(
+        number=11,
+        says="sealed rows stand under a stream that no owner has",
+        tests=(f"{_SEALING}test_sealed_rows_say_what_they_hold_and_owners_never_meet_them",),
+        file="storage/sealing.py",
+        off=(
+            (
+                "SELECT e.user_id, 0, nextval('user_segment_sealed'), 0,",
+                "SELECT e.user_id, min(e.stream), nextval('user_segment_sealed'), 0,",
+            ),
+        ),
+    ),
+    Rule(
+        number=12,
+        says="the log stays from the cursor of a kept snapshot's parent on",
+        tests=(f"{_RETENTION}test_the_log_stays_from_the_cursor_of_a_kept_snapshots_parent_on",),
+        file="storage/retention.py",
+        off=(("ELSE coalesce(p.cursor, s.cursor) END", "ELSE s.cursor END"),),
+    ),
+    Rule(
+        number=12,
+        says="a learner without a snapshot keeps all of the log",
+        tests=(f"{_RETENTION}test_every_learner_counts",),
+        file="storage/retention.py",
+        off=(("            return None\n        cursor =", "            continue\n        cursor ="),),
+    ),
+    Rule(
+        number=12,
+        says="an open label keeps the log from its reference time on",
+        tests=(f"{_RETENTION}test_an_open_label_keeps_the_log_from_its_reference_time_on",),
+        file="storage/retention.py",
+        off=(
+            (
+                "           OR last_event_at >= CAST(:open_from AS timestamptz))",
+                "           OR (false AND CAST(:open_from AS timestamptz) IS NULL))",
+            ),
+        ),
+    ),
+    Rule(
+        number=12,
+        says="the duplicate window stays in the log",
+        tests=(f"{_RETENTION}test_the_duplicate_window_stays_in_the_log",),
+        file="storage/retention.py",
+        off=(("            row.next_offset - policy.duplicate_window,\n", ""),),
+    ),
+    Rule(
+        number=15,
+        says="pinned snapshots, the newest, and the parents of both are not collected",
+        tests=(f"{_RETENTION}test_the_newest_stay_and_pinned_ones_and_the_parents_of_both",),
+        file="storage/collection.py",
+        off=(("k.id = s.id OR k.parent = s.id", "k.id = s.id"),),
+    ),
+    Rule(
+        number=15,
+        says="a learner never takes up what is being collected",
+        tests=(f"{_RETENTION}test_a_learner_never_takes_up_what_is_being_collected",),
+        file="storage/registry.py",
+        off=(("    if collected is not None:", "    if False:"),),
+    ),
+    Rule(
+        number=18,
+        says="snapshots touched by an erasure are irreproducible",
+        tests=(f"{_ERASURE}test_snapshots_learnt_from_an_erased_user_are_irreproducible_and_learners_are_told",),
+        file="storage/forgetting.py",
+        off=(("UPDATE snapshot SET irreproducible = true", "UPDATE snapshot SET irreproducible = false"),),
+    ),
+)
