@@ -38,6 +38,8 @@ class Plot:
     """The user of whom is asked what comes next, and which items."""
     erased: str = "sim:user-211"
     """The one who asks to be forgotten; no other id begins like that."""
+    forgotten_within_s: float = 30.0
+    """Of the last learner that had to forget: `maintain` passes every 2 seconds."""
     patience_s: float = 300.0
 
 

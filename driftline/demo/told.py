@@ -71,7 +71,7 @@ def _story_table(report: Report) -> Table:
         "late label": f"{age(late['seconds_late'])} after its payment, whose risk had been given as "
         f"{late['risk_as_issued']:.1%}: {'learnt with it' if late['learnt'] else 'NOT LEARNT'}",
         "erasure": f"{erasure['user_id']} stood in {sum(erasure['before'].values()):,} rows and files "
-        f"({', '.join(sorted(erasure['before']))}), and stands in {sum(erasure['after'].values())} now",
+        f"({', '.join(sorted(erasure['before']))}), and stands {', '.join(sorted(erasure['after'])) or 'nowhere'} now",
         "verify": f"{report['verify']['read']:,} records read again in {report['verify']['seconds']:.1f} s",
     }
     for name, what in rows.items():
