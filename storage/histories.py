@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from storage import arrays
+from storage import arrays, sealing
 from storage.arrays import Ints, Texts
 from storage.engine import driver
 from storage.history import History
@@ -34,6 +34,11 @@ class HistoryAsk:
     last_n: int
 
 
+def _part(array: str) -> str:
+    """SQL: what of a row's array may be needed. A slice is a copy, even one that leaves nothing out."""
+    return f"CASE WHEN whole THEN s.{array} ELSE s.{array}[lo:hi] END"
+
+
 # Of each ask the rows that may hold its last events, arrays as they are stored: the driver alone reads it, in binary.
 # Numbers of strings that are NULL come as 0, the number of none, so that arrays hold no NULLs. One element stands for
 # all of a row that are the same.
@@ -41,30 +46,31 @@ _ROWS = """
     WITH below AS MATERIALIZED (
         SELECT * FROM unnest(%(streams)s::int[], %(offsets)s::bigint[]) AS c(stream, next_offset)
     )
-    SELECT a.n::int, s.at[lo:hi],
-           CASE WHEN s.kind[1] = ALL (s.kind) THEN s.kind[1:1] ELSE s.kind[lo:hi] END,
-           s.type[lo:hi], array_replace(s.item[lo:hi], NULL, 0), array_replace(s.amount[lo:hi], NULL, 0),
-           array_replace(s.currency[lo:hi], NULL, 0), array_replace(s.other[lo:hi], NULL, 0), s.event_id[lo:hi],
-           CASE WHEN cardinality(s.streams) = 1 THEN s.streams ELSE s.stream[lo:hi] END, s.position[lo:hi]
+    SELECT a.n::int, {at}, CASE WHEN s.kind[1] = ALL (s.kind) THEN s.kind[1:1] ELSE {kind} END,
+           {type}, array_replace({item}, NULL, 0), array_replace({amount}, NULL, 0), array_replace({currency}, NULL, 0),
+           array_replace({other}, NULL, 0), {event_id},
+           CASE WHEN cardinality(s.streams) = 1 THEN s.streams ELSE {stream} END, {position}
     FROM unnest(%(users)s::text[], %(befores)s::bigint[], %(last_ns)s::int[]) WITH ORDINALITY
          AS a(user_id, before, last_n, n)
     -- A look-up per ask: joined, a vocabulary not yet analysed is scanned whole for each of them.
     CROSS JOIN LATERAL (SELECT id FROM vocabulary WHERE space = 1 AND value = a.user_id) AS u
     -- Sealed rows say what they hold. Of those wholly visible, the newest with `last_n` events between them tell from
-    -- when on an event may be among the last: older rows are not opened. Rows of batches always are.
-    CROSS JOIN LATERAL (
-        SELECT coalesce(max(r.first_at), -9223372036854775808) AS at
+    -- when on an event may be among the last: older rows are neither looked at nor opened. Rows of batches always are.
+    LEFT JOIN LATERAL (
+        SELECT r.at
         FROM (
-            SELECT s.first_at, sum(s.events) OVER (ORDER BY s.first_at DESC) AS events
+            SELECT sum(s.events) OVER newest AS events, min(s.first_at) OVER newest AS at
             FROM user_segment s
-            WHERE s.user_id = u.id AND s.stream_id = 0 AND s.last_at < a.before AND NOT %(items_only)s AND {below}
+            WHERE s.user_id = u.id AND s.last_at < a.before AND NOT %(items_only)s AND {below}
+            WINDOW newest AS (ORDER BY s.last_at DESC ROWS UNBOUNDED PRECEDING)
         ) r
-        WHERE r.events >= a.last_n
-    ) AS since
+        WHERE r.events >= a.last_n LIMIT 1  -- any would do; the first to come is the latest
+    ) AS since ON true
     CROSS JOIN LATERAL (
+        SELECT * FROM user_segment s WHERE s.user_id = u.id AND s.stream_id > 0
+        UNION ALL
         SELECT * FROM user_segment s
-        WHERE s.user_id = u.id AND (s.last_at IS NULL OR (s.last_at >= since.at AND s.first_at < a.before))
-        OFFSET 0  -- else the planner may look for `since` once for each of the user's rows
+        WHERE s.user_id = u.id AND s.last_at >= coalesce(since.at, -9223372036854775808) AND s.first_at < a.before
     ) AS s
     -- They are in order of time, which `width_bucket` searches by halves. Of one below the cursor no more than its last
     -- `last_n` before the time asked count, and what happened at the instant of the first of these.
@@ -77,9 +83,11 @@ _ROWS = """
                     THEN width_bucket(s.at[hi - a.last_n + 1] - 1, s.at) + 1 ELSE 1 END AS lo
         OFFSET 0
     ) AS since_when
+    CROSS JOIN LATERAL (SELECT lo = 1 AND hi = cardinality(s.at) AS whole OFFSET 0) AS w
 """.format(
     below="""NOT EXISTS (SELECT FROM unnest(s.streams, s.ends) AS h(stream, next)
-                    LEFT JOIN below b ON b.stream = h.stream WHERE coalesce(b.next_offset, 0) < h.next)"""
+                    LEFT JOIN below b ON b.stream = h.stream WHERE coalesce(b.next_offset, 0) < h.next)""",
+    **{array: _part(array) for array in sealing.FIELDS},
 )
 
 
@@ -106,7 +114,7 @@ def below(cursor: Cursor) -> dict[str, list[int]]:
 def _once(connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor, *, items_only: bool) -> list[History]:
     columns = _stored(connection, asks, cursor, items_only=items_only)
     names = Names.of(connection)
-    places = names.places(connection, np.unique(columns.stream).tolist())
+    places = names.places(connection, np.flatnonzero(np.bincount(columns.stream)).tolist())
     columns = columns.take(_last(columns, asks, places))
     ends = np.searchsorted(columns.ask, np.arange(len(asks) + 1))  # [A + 1]
     whole = History(

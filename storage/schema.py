@@ -180,6 +180,7 @@ user_segment = Table(
     Column("events", Integer, comment="sealed rows: how many events it holds"),
     Column("streams", ARRAY(Integer), comment="sealed rows: the streams its events came from ..."),
     Column("ends", ARRAY(BigInteger), comment="... and of each the offset after the last of them"),
+    Index("user_segment_newest", "user_id", "last_at", postgresql_where=text("last_at IS NOT NULL")),
     comment="Events of one user. Rows are added, or replaced by sealed ones, never updated. What ingest adds is one batch of "
     "one stream, arrays in log order; a sealed row (stream_id 0, epoch 0, first_offset a running number) holds events "
     "of any streams in order of time. A NULL in place of an array: no event of the row has that field; unnest() fills "

@@ -21,7 +21,8 @@ CHUNK_EVENTS = 2048
 """Events of a full sealed row."""
 LOCK_SPACE = 0x64726C75
 """First key of the advisory locks on users; the second is made of the user's id. Erasure takes the same."""
-_FIELDS = ("at", "kind", "type", "item", "amount", "currency", "other", "event_id", "stream", "position")
+FIELDS = ("at", "kind", "type", "item", "amount", "currency", "other", "event_id", "stream", "position")
+"""Arrays of a row, an element an event."""
 _NULLABLE = frozenset({"item", "amount", "currency", "other"})
 
 
@@ -77,7 +78,7 @@ def replacing(chosen: str, kept: str = "true") -> str:
     :param kept: SQL condition on the events `e` of those rows `g`; the others are gone with their rows.
     :returns: SQL with the parameter :chunk (events); gives one row: rows before, rows after, events.
     """
-    fields = ", ".join(_FIELDS)
+    fields = ", ".join(FIELDS)
     return f"""
     WITH chosen AS ({chosen}),
     gone AS (
@@ -89,7 +90,7 @@ def replacing(chosen: str, kept: str = "true") -> str:
     events AS (
         SELECT g.user_id, e.*,
                row_number() OVER (PARTITION BY g.user_id ORDER BY e.at, e.stream, e.position, e.kind) AS n
-        FROM gone g CROSS JOIN LATERAL unnest({", ".join(f"g.{field}" for field in _FIELDS)}) AS e({fields})
+        FROM gone g CROSS JOIN LATERAL unnest({", ".join(f"g.{field}" for field in FIELDS)}) AS e({fields})
         WHERE {kept}
     ),
     ends AS (
@@ -101,7 +102,7 @@ def replacing(chosen: str, kept: str = "true") -> str:
     made AS (
         INSERT INTO user_segment (user_id, stream_id, first_offset, epoch, {fields},
                                   first_at, last_at, events, streams, ends)
-        SELECT e.user_id, 0, nextval('user_segment_sealed'), 0, {", ".join(map(_array, _FIELDS))},
+        SELECT e.user_id, 0, nextval('user_segment_sealed'), 0, {", ".join(map(_array, FIELDS))},
                min(e.at), max(e.at), count(*), x.streams, x.ends
         FROM events e JOIN ends x ON x.user_id = e.user_id AND x.chunk = (e.n - 1) / :chunk
         GROUP BY e.user_id, x.chunk, x.streams, x.ends

@@ -9,7 +9,7 @@ from threading import Event, Thread
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from contracts import topics
 from contracts.records import Record
@@ -20,6 +20,12 @@ from tests.integration.owning import MakeOwner, Owner, Place, message
 
 FOREVER = 2**62
 START_US = START_MS * 1000
+LOOKED_AT = text("""
+    SELECT pg_stat_get_xact_tuples_returned('user_segment'::regclass)
+           + sum(pg_stat_get_xact_tuples_fetched(index)) + pg_stat_get_xact_tuples_fetched('user_segment'::regclass)
+    FROM (SELECT indexrelid AS index FROM pg_index WHERE indrelid = 'user_segment'::regclass) AS indexes
+""")
+"""Rows of sequences that this transaction has looked at, by whatever way."""
 VIEW = 'SELECT * FROM user_event ORDER BY user_id, topic, partition, "offset", role'
 
 
@@ -216,6 +222,24 @@ def test_the_newest_events_of_a_long_history_are_found_without_opening_all_of_it
     query(database, "UPDATE user_segment SET event_id[1] = 'opened' WHERE last_at < %s", (START_MS + 60_000) * 1000)
     assert [e.event_id for e in histories(one, "ann", last_n=10)[0]] == [f"e{n}" for n in range(70, 80)]
     assert "opened" in [e.event_id for e in histories(one, "ann", last_n=70)[0]], "the others are opened when needed"
+
+
+def test_older_rows_of_a_long_history_are_not_even_looked_at(
+    database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealing, "CHUNK_EVENTS", 8)
+    one = owner()
+    one.write_events(*(event(f"other{n}", f"user{n}") for n in range(300)))
+    for first in (0, 200):
+        one.write_events(*(event(f"e{n}", at=n) for n in range(first, first + 200)))
+    assert seal(engine_of(database)).rows_after == 50
+    query(database, "ANALYZE user_segment")
+    with one.connection.begin():
+        cursor = {claim.stream_id: 10**9 for claim in one.claims.values()}
+        [found] = sequences.histories(one.connection, [HistoryAsk(user="ann", before=FOREVER, last_n=9)], cursor)
+        rows = one.connection.scalar(LOOKED_AT)
+    assert len(found) == 9
+    assert 2 <= rows <= 8
 
 
 def test_a_second_sealer_waits_for_the_first_and_then_sees_its_rows(database: str, owner: MakeOwner) -> None:
