@@ -63,6 +63,11 @@ class Vocabulary:
                 cached |= _select(connection, space, unknown)
         return cached
 
+    def forget_people(self) -> None:
+        """Drops the cached users and payees: somebody was erased, and it is not known by name who."""
+        for space in (Space.USER, Space.PARTY):
+            self._ids[space] = {}
+
     def _allocate(self, space: Space, values: list[str], *, wanted: list[str]) -> None:
         with self._engine.begin() as connection:
             found = _select(connection, space, values)

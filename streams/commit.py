@@ -83,7 +83,7 @@ class BatchWriter:
                 self._remember(part.move.claim)
         with self._connection.begin():
             suppression.share(self._connection)
-            self._suppressed = suppression.current(self._connection, self._suppressed)
+            self._meet_erased(suppression.current(self._connection, self._suppressed))
             written = self._write_rows(parts)
             failpoint("ingest.after_rows")
             offsets.advance(self._connection, [_judged(part.move, self._suppressed) for part in parts])
@@ -92,6 +92,12 @@ class BatchWriter:
             if len(outcome.digests):
                 self._filters[outcome.claim.stream_id].extend(outcome.digests, outcome.offsets)
         return written
+
+    def _meet_erased(self, suppressed: Suppression) -> None:
+        """None of their rows is taken from now on, so their names do not come back into memory."""
+        if suppressed.version != self._suppressed.version:
+            self._vocabulary.forget_people()
+        self._suppressed = suppressed
 
     def filter_entries(self, claim: Claim) -> int:
         """How many identities are held for a stream."""

@@ -13,6 +13,7 @@ from contracts import topics
 from storage import erasure, journal, registry, suppression
 from storage.log import decode_rows
 from storage.suppression import Suppression
+from storage.vocabulary import Space
 from tests.integration.feeding import engine_of, event, eventually, label, payment, query, relation, taken
 from tests.integration.owning import MakeOwner, Owner, message
 
@@ -104,6 +105,17 @@ def test_an_owner_that_wrote_before_an_erasure_writes_no_row_and_no_name_after_i
     found = taken(database)
     assert {event_id for _, _, event_id in found.identities} == {"e2", "p2", "r3", "l2"}
     assert (found.totals["suppressed"], found.totals["duplicates"]) == (12, 4)
+
+
+def test_an_owner_forgets_whom_it_knew_by_name_with_its_next_batch(database: str, owner: MakeOwner) -> None:
+    one = owner(*PLACES)
+    write_everything(one)
+    assert set(one.vocabulary.known(Space.USER, [GONE, "bob"])) == {GONE, "bob"}
+    erasure.erase(engine_of(database), [GONE])
+    assert GONE in one.vocabulary.known(Space.USER, [GONE]), "nobody has told it yet"
+    one.write_events(event("e4", "bob", 4), event("e5", GONE, 5))
+    assert set(one.vocabulary.known(Space.USER, [GONE, "bob"])) == {"bob"}
+    assert taken(database).totals["suppressed"] == 7
 
 
 def test_a_batch_that_had_to_wait_for_an_erasure_knows_of_it(database: str, owner: MakeOwner) -> None:
