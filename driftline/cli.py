@@ -22,6 +22,7 @@ from driftline.commands import (
     processes,
     reading,
     rebuild,
+    retire,
     setup,
     snapshots,
     sources,
@@ -48,7 +49,8 @@ app = typer.Typer(
     epilog=example("driftline up", "driftline simulate && driftline status"),
 )
 PARTS = (
-    up, processes, export, setup, sources, reading, offsets, letters, alarms, snapshots, bundle, rebuild, verify, erase
+    up, processes, export, setup, sources, reading, offsets, letters, alarms, snapshots, bundle, rebuild, verify, erase,
+    retire,
 )  # fmt: skip
 for part in PARTS:
     part.add_to(app)

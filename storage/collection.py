@@ -45,6 +45,10 @@ _MARK_NAMING = text(f"""
 
 _NAMING = text(f"SELECT s.id, s.pinned FROM snapshot s, {_MAY_NAME} ORDER BY s.id")
 
+_MARK_ALL = text("UPDATE snapshot SET status = 'deleting' WHERE learner = :learner AND status <> 'deleting'")
+
+_PINNED = text("SELECT id FROM snapshot WHERE learner = :learner AND status = 'live' AND pinned ORDER BY id")
+
 _PIN = text("UPDATE snapshot SET pinned = :pinned WHERE id = :id AND status = 'live' RETURNING id")
 
 _MARKED = text("SELECT id FROM snapshot WHERE status = 'deleting' ORDER BY id")
@@ -66,6 +70,17 @@ def mark(connection: Connection, *, keep: int) -> int:
     connection.execute(_ALONE)
     naming = len(connection.execute(_MARK_NAMING).all())
     return naming + len(connection.execute(_MARK, {"keep": keep}).all())
+
+
+def mark_all(connection: Connection, learner: str) -> int:
+    """Marks all snapshots of a learner, also those being written; how many."""
+    connection.execute(_ALONE)
+    return int(connection.execute(_MARK_ALL, {"learner": learner}).rowcount)
+
+
+def pinned(connection: Connection, learner: str) -> list[str]:
+    """Ids of a learner's pinned snapshots."""
+    return list(connection.scalars(_PINNED, {"learner": learner}))
 
 
 def naming(connection: Connection, *, pinned: bool = False) -> list[str]:

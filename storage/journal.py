@@ -82,8 +82,10 @@ class Seat:
     """As the learner was first started with; weights make sense under no other."""
 
 
+# A branch of its own: ids of snapshots, which answers and bundles bear, are never given twice.
 _CREATE = text("""
-    INSERT INTO learner (name, version, config) VALUES (:name, :version, :config)
+    INSERT INTO learner (name, branch, version, config)
+    VALUES (:name, 1 + (SELECT coalesce(max(branch), 0) FROM retired_learner WHERE name = :name), :version, :config)
     ON CONFLICT (name) DO NOTHING
 """).bindparams(bindparam("config", type_=JSONB))
 
@@ -130,7 +132,7 @@ _HOLDS = text("SELECT 1 FROM learner WHERE name = :learner AND branch = :branch 
 def take_seat(connection: Connection, *, learner: str, version: str, config: dict[str, Any]) -> tuple[Seat, str]:
     """Makes the caller the one who trains a learner; returns the seat and the version the learner was born with.
 
-    A learner's first start fixes its configuration; later starts get that one back.
+    A learner's first start fixes its configuration; later starts get that one back. One that was retired starts anew.
     """
     connection.execute(_CREATE, {"name": learner, "version": version, "config": config})
     row = connection.execute(_TAKE, {"name": learner}).one()
@@ -141,11 +143,11 @@ def take_seat(connection: Connection, *, learner: str, version: str, config: dic
 def append(connection: Connection, seat: Seat, step: Step) -> None:
     """Writes a step ahead of its run.
 
-    :raises Fenced: another process trains this learner now.
+    :raises Fenced: another process trains this learner now, or it was retired.
     """
     key = {"learner": seat.learner, "branch": seat.branch, "epoch": seat.epoch, "step": step.number}
     if connection.execute(_MOVE, key).rowcount != 1:
-        raise Fenced(f"learner {seat.learner}: another `train` took over before step {step.number}")
+        raise Fenced(f"learner {seat.learner}: another `train` took over before step {step.number}, or it was retired")
     values = {
         **key,
         "rows": [list(run) for run in step.rows],
@@ -172,10 +174,10 @@ def erased(connection: Connection, seat: Seat, number: int) -> frozenset[bytes]:
 def check_seat(connection: Connection, seat: Seat) -> None:
     """Holds the seat until the transaction ends.
 
-    :raises Fenced: another process trains this learner now.
+    :raises Fenced: another process trains this learner now, or it was retired.
     """
     if connection.execute(_HOLDS, _key(seat)).one_or_none() is None:
-        raise Fenced(f"learner {seat.learner}: another `train` took over")
+        raise Fenced(f"learner {seat.learner}: another `train` took over, or it was retired")
 
 
 def steps(

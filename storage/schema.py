@@ -274,6 +274,17 @@ learner = Table(
     comment="One row a learner: who may write its journal, and how far it is.",
 )
 
+retired_learner = Table(
+    "retired_learner",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("branch", Integer, primary_key=True, autoincrement=False, comment="one that starts anew gets the next"),
+    Column("version", Text, nullable=False),
+    Column("steps", BigInteger, nullable=False, comment="that it had journalled"),
+    Column("retired_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    comment="Branches of learners that were retired: journal, predictions and snapshots are gone.",
+)
+
 journal = Table(
     "journal",
     metadata,
@@ -409,6 +420,7 @@ __all__ = [
     "metadata",
     "prediction",
     "replayed_letter",
+    "retired_learner",
     "signature_table",
     "snapshot",
     "stream_offset",

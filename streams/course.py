@@ -226,7 +226,7 @@ def journalled(connection: Connection, learner: str, branch: int, first: int, la
         raise Refused(
             f"of the steps {first} to {last - 1} the journal holds {len(found)}",
             where=f"learner {learner}",
-            todo="restore a snapshot file younger than the gap, or train into a fresh database",
+            todo=f"restore a snapshot file younger than the gap, or let it start anew: `driftline retire {learner}`",
         )
     return found
 

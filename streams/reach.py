@@ -10,7 +10,7 @@ from typing import Any
 from runtime.lifecycle import Refused
 from streams.course import Plan
 
-_FEWER_TOPICS = "or name no topic in DRIFTLINE_MAINTAIN__STATE_DAYS"
+_OTHERWISE = "or name no topic in DRIFTLINE_MAINTAIN__STATE_DAYS, or `driftline retire` learners that nobody runs"
 
 
 def check(askers: Mapping[str, Mapping[str, Any]], *, events: int) -> None:
@@ -26,7 +26,7 @@ def check(askers: Mapping[str, Mapping[str, Any]], *, events: int) -> None:
         raise Refused(
             f"users' sequences would be cut to {events} events, but learners ask for longer histories: {who}",
             where="setting maintain.state_events",
-            todo=f"set DRIFTLINE_MAINTAIN__STATE_EVENTS to {max(more.values())} or more, {_FEWER_TOPICS}",
+            todo=f"set DRIFTLINE_MAINTAIN__STATE_EVENTS to {max(more.values())} or more, {_OTHERWISE}",
         )
 
 
@@ -39,5 +39,5 @@ def _asked(learner: str, config: str) -> int:
         raise Refused(
             f"this code cannot tell how long its histories are: {type(error).__name__}: {error}",
             where=f"learner {learner}",
-            todo=f"run `maintain` of the version that trains it, {_FEWER_TOPICS}",
+            todo=f"run `maintain` of the version that trains it, {_OTHERWISE}",
         ) from error

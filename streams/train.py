@@ -180,13 +180,14 @@ class Lesson:
             raise Refused(
                 f"its journal and snapshots were made by version {born}; this is {version}",
                 where=f"learner {seat.learner}",
-                todo="run the version that made them, or train into a fresh database",
+                todo=f"run the version that made them, or let it start anew: `driftline retire {seat.learner}`",
             )
         if seat.config != config:
             raise Refused(
                 f"it was started with {seat.config}; the settings now say {config}",
                 where=f"learner {seat.learner}",
-                todo="restore the settings: weights make sense under the configuration they were learnt with",
+                todo="restore the settings, since weights make sense under the configuration they were learnt with; "
+                f"or let it start anew with these: `driftline retire {seat.learner}`",
             )
         return seat
 
