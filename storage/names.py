@@ -13,13 +13,14 @@ import pyarrow as pa
 from sqlalchemy import Connection, text
 
 from storage.arrays import Ints, Strings
+from storage.engine import driver
 
 REMEMBERED = 500_000
 """Strings a connection keeps; some 60 MB."""
 NOTHING = 0
 """The number of no string: vocabulary ids start at 1."""
 
-_STRINGS = text("SELECT id, value FROM vocabulary WHERE id = ANY(CAST(:ids AS bigint[]))")
+_STRINGS = "SELECT id, value FROM vocabulary WHERE id = ANY(%s::bigint[])"
 _PLACES = text("SELECT stream_id, topic, partition FROM stream_offset WHERE stream_id = ANY(CAST(:ids AS int[]))")
 
 Places = dict[int, tuple[str, int]]
@@ -73,6 +74,6 @@ class Names:
         if len(self._strings) + len(missing) > REMEMBERED:
             self._strings = {number: self._strings[number] for number in numbers if number in self._strings}
             self._strings[NOTHING] = None
-        self._strings |= {row.id: row.value for row in connection.execute(_STRINGS, {"ids": missing})}
+        self._strings |= dict(driver(connection).execute(_STRINGS, [missing]).fetchall())
         if gone := [number for number in missing if number not in self._strings]:
             raise Gone(f"rows of user_segment name strings that the vocabulary does not hold, e.g. {gone[0]}")

@@ -203,7 +203,7 @@ def test_who_is_erased_while_a_history_is_read_is_not_in_it(database: str, owner
 
         @sqlalchemy.event.listens_for(connection, "before_cursor_execute")
         def _between_rows_and_strings(_: object, __: object, statement: str, *rest: object) -> None:
-            if "FROM vocabulary" in statement and not erased:
+            if "FROM stream_offset" in statement and not erased:
                 erased.append(erasure.erase(engine_of(database), ["bob"]))
 
         [found] = histories.read(connection, [HistoryAsk(user="ann", before=2**62, last_n=9)], {claim.stream_id: 2})
