@@ -103,7 +103,7 @@ def erase(engine: Engine, users: Sequence[str], *, done: Callable[[Step], None] 
             # Learners before snapshots, as a `train` that publishes takes them: neither waits for the other for ever.
             connection.execute(_ACTIONS_AGAIN, {"hashes": hashes})
             connection.execute(_MENDED_MEANWHILE, {"hashes": hashes})
-        forgetting.strings(connection, [*own, *payees])
+        forgetting.strings(connection, own, payees)
         irreproducible = _count(connection)
     with engine.begin() as connection:
         connection.execute(_STATISTICS)

@@ -57,6 +57,12 @@ _TOUCHED = text("""
     WHERE NOT irreproducible AND (cursor ->> CAST(:stream AS text))::bigint > :position
 """)
 
+# Retention removed what would tell who learnt of them, and when.
+_UNTOLD = text("""
+    UPDATE snapshot SET irreproducible = true
+    WHERE NOT irreproducible AND (manifest ->> 'names_users')::bool
+""")
+
 _IDS = text("""
     SELECT id, space FROM vocabulary WHERE space IN (1, 4) AND value = ANY(CAST(:values AS text[]))
 """)
@@ -202,12 +208,17 @@ def _letters(connection: Connection) -> Iterator[pa.Any]:
         at = {name: getattr(page[-1], name) for name in at}
 
 
-def strings(connection: Connection, ids: Sequence[int]) -> None:
-    """Deletes strings; nothing refers to them any more but signature tables and predictions, which go with them."""
-    connection.execute(_DELETE_STRINGS, {"ids": list(ids)})
+def strings(connection: Connection, users: Sequence[int], payees: Sequence[int]) -> None:
+    """Deletes strings; nothing refers to them any more but signature tables and predictions, which go with them.
+
+    Snapshots that keep names are marked where retention has removed events that these stood in, or may have.
+    """
+    ids = [*users, *payees]
+    connection.execute(_DELETE_STRINGS, {"ids": ids})
     signatures.erase(connection, ids)
     predictions.erase_users(connection, ids)
-    trimming.erase(connection, list(ids))
+    if trimming.erase(connection, ids) or payees:
+        connection.execute(_UNTOLD)
 
 
 def naming_pattern(users: Collection[str]) -> Pattern[bytes]:

@@ -148,9 +148,9 @@ def missing(connection: Connection, user: str) -> Missing | None:
     return None if row is None else Missing(events=row.events, last_at=log.time_of(row.last_at))
 
 
-def erase(connection: Connection, user_ids: list[int]) -> None:
-    """Forgets what went of erased users, by vocabulary id."""
-    connection.execute(_ERASE, {"ids": user_ids})
+def erase(connection: Connection, user_ids: list[int]) -> int:
+    """Forgets what went of erased users, by vocabulary id; of how many something had gone."""
+    return int(connection.execute(_ERASE, {"ids": user_ids}).rowcount)
 
 
 def _needed_from(connection: Connection) -> int | None:

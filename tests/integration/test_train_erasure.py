@@ -195,8 +195,8 @@ def test_who_learns_while_others_are_mended_is_told_again_at_the_end(school: Sch
     assert len(school.query("SELECT DISTINCT step FROM learner_action")) == 2, "called again it has nothing to tell"
 
 
-def named_in_files(school: School) -> bool:
-    return any(GONE.encode() in file.read_bytes() for file in school.folder.iterdir())
+def named_in_files(school: School, user: str = GONE) -> bool:
+    return any(user.encode() in file.read_bytes() for file in school.folder.iterdir())
 
 
 def test_no_snapshot_of_a_learner_of_items_holds_a_name(school: School) -> None:
@@ -242,6 +242,21 @@ def collect(school: School) -> int:
         .run(once=True)
         .snapshots
     )
+
+
+@pytest.mark.parametrize("gone", ["user-4", "user-3"], ids=["a payer", "a payee"])
+def test_snapshots_that_name_whom_retention_has_left_no_event_of_are_collected_too(school: School, gone: str) -> None:
+    pay(school)
+    # As retention leaves it: the log is gone, and of sequences there is a number.
+    school.query("UPDATE log_segment SET rows = NULL")
+    school.query("DELETE FROM user_segment")
+    school.query("INSERT INTO trimmed_sequence SELECT id, 8, 0 FROM vocabulary WHERE space = 1 AND value <> 'user-3'")
+    school.query("DELETE FROM prediction")
+    assert named_in_files(school, gone)
+    erase(school, gone)
+    school.train(learner="risk")
+    assert collect(school) == 1
+    assert not named_in_files(school, gone)
 
 
 def test_a_pinned_snapshot_that_names_the_erased_is_told_of_and_stays_until_it_is_unpinned(
