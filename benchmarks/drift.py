@@ -2,6 +2,7 @@
 
     python -m benchmarks.drift thresholds     # seeds 0-19 without a change -> the constants of streams/detectors.py
     python -m benchmarks.drift report         # seeds 100-119: found, delay in events, false alarms
+    python -m benchmarks.drift labels         # the same seeds: rates of fraud that stay, double and grow fivefold
     python -m benchmarks.drift stackoverflow  # every alarm over two years of badges
 
 Progress is that of the counting learner with itself frozen as reference, steps of 32 rows; it is kept under
@@ -11,6 +12,7 @@ build/bench/drift, so that a second call only detects.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -19,11 +21,25 @@ from typing import Any
 import msgspec
 import torch
 
-from benchmarks.drift_runs import FOLDER, Alarmed, Planted, changing, kept, planted, run, steps, still
-from benchmarks.drift_streams import stackoverflow
+from benchmarks.drift_runs import (
+    CHANGE_DAY,
+    FOLDER,
+    LABELS,
+    Alarmed,
+    Planted,
+    changing,
+    kept,
+    outcomes,
+    planted,
+    run,
+    steps,
+    still,
+    told,
+)  # fmt: skip
+from benchmarks.drift_streams import labels, stackoverflow
 from benchmarks.recordings import DATA
 from contracts.records import Progress
-from driftline.simulate.scenario import Drift
+from driftline.simulate.scenario import DAY_S, Drift, Scenario
 from streams.detectors import BUDGET, THRESHOLDS, Thresholds
 
 THRESHOLD_SEEDS, REPORT_SEEDS = range(20), range(100, 120)
@@ -35,12 +51,13 @@ DELTAS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 def main() -> int:
     """0 = done."""
     given = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    given.add_argument("what", choices=["thresholds", "report", "stackoverflow"])
+    given.add_argument("what", choices=["thresholds", "report", "labels", "stackoverflow"])
     given.add_argument("--seeds", type=int, default=20, help="so many of them, to see whether it works")
     asked = given.parse_args()
     torch.set_num_threads(1)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    found = {"thresholds": thresholds, "report": report, "stackoverflow": recorded}[asked.what](asked.seeds)
+    whats = {"thresholds": thresholds, "report": report, "labels": labelled, "stackoverflow": recorded}
+    found = whats[asked.what](asked.seeds)
     (FOLDER / f"{asked.what}.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     return 0
 
@@ -81,6 +98,28 @@ def report(seeds: int) -> dict[str, Any]:
     }
 
 
+def labelled(seeds: int) -> dict[str, Any]:
+    """Of labels: false alarms of a rate that stays, and labels until a change of it is told."""
+    chosen = REPORT_SEEDS[:seeds]
+    quiet = [told(outcomes(still(seed), seed=seed), LABELS) for seed in chosen]
+    _show_quiet(quiet, of="labels")
+    found: dict[str, Any] = {"still": [{"labels": done.events, "alarms": done.alarms} for done in quiet]}
+    for times in (2.0, 5.0):
+        delays = [_delay(still(seed), told(outcomes(still(seed), seed=seed, times=times), LABELS)) for seed in chosen]
+        known = sorted(delay for delay in delays if delay is not None)
+        ends = f"{known[0]:,} / {statistics.median(known):,.0f} / {known[-1]:,}" if known else "-"
+        print(f"{times:g} times as many: found {len(known)} of {len(delays)}, labels until then {ends}", flush=True)
+        found[f"{times:g} times"] = delays
+    return found
+
+
+def _delay(scenario: Scenario, done: Alarmed) -> int | None:
+    """Labels of payments from CHANGE_DAY on, until the first alarm that places a change of theirs; None: none came."""
+    begins = scenario.start.timestamp() + CHANGE_DAY * DAY_S
+    before = sum(label.ref_time.timestamp() < begins for label in labels(scenario))
+    return next((events - before for events, alarm in done.alarms if events > before), None)
+
+
 def recorded(_: int) -> list[Any]:
     """Every alarm over the StackOverflow recording."""
     done = run(kept("stackoverflow", stackoverflow(DATA)))
@@ -103,9 +142,9 @@ def _per_100k(runs: Sequence[Alarmed]) -> float:
     return 1e5 * sum(len(done.alarms) for done in runs) / sum(done.events for done in runs)
 
 
-def _show_quiet(runs: Sequence[Alarmed]) -> None:
+def _show_quiet(runs: Sequence[Alarmed], *, of: str = "events") -> None:
     by = Counter(f"{alarm.series} ({alarm.detector})" for done in runs for _, alarm in done.alarms)
-    print(f"without a change: {by.total()} false alarms in {sum(done.events for done in runs):,} events, ", end="")
+    print(f"without a change: {by.total()} false alarms in {sum(done.events for done in runs):,} {of}, ", end="")
     print(f"{_per_100k(runs):.2f} per 100,000 against a budget of {BUDGET:.2f}: {_counted(by) or 'none'}")
 
 

@@ -1,13 +1,14 @@
-"""Worlds with and without a change, their progress kept on disk, and what `drift` says of it."""
+"""Worlds with and without a change, their progress kept on disk, their labels, and what `drift` says of both."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
-from benchmarks.drift_streams import Row, progress, simulated
+from benchmarks.drift_streams import Row, labels, progress, simulated
 from benchmarks.servers import ROOT
 from contracts import topics
 from contracts.codec import encode
@@ -16,13 +17,14 @@ from driftline.simulate.scenario import DAY_S, Drift, Scenario
 from driftline.simulate.schedule import changes
 from runtime.kafka import Stream
 from streams.detectors import THRESHOLDS, Thresholds
-from streams.signals import of_progress
+from streams.signals import Signals, of_label, of_progress
 from streams.watch import OpenBlock, Watch, added, closed, emptied
 
 FOLDER = ROOT / "build" / "bench" / "drift"
 DAYS, CHANGE_DAY, LASTS_DAYS = 20.0, 12.0, 2.0
 
 STREAM = Stream(cluster_id="", topic_id="", topic=topics.PROGRESS, partition=0)
+LABELS = Stream(cluster_id="", topic_id="", topic=topics.LABELS, partition=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +89,33 @@ def kept(name: str, rows: Iterable[Row]) -> list[Progress]:
     return [msgspec.json.decode(line, type=Progress) for line in file.read_bytes().splitlines()]
 
 
+def outcomes(scenario: Scenario, *, seed: int, times: float = 1.0) -> Iterator[Signals]:
+    """A world's labels, as one partition; from CHANGE_DAY on `times` as many of them say fraud, from 1 on."""
+    rng, begins = np.random.default_rng(seed), scenario.start.timestamp() + CHANGE_DAY * DAY_S
+    frauds = known = 0
+    for offset, label in enumerate(labels(scenario)):
+        value = label.value
+        if label.ref_time.timestamp() < begins:
+            frauds, known = frauds + (value > 0), known + 1
+        elif value == 0 and rng.random() < (times - 1) * frauds / (known - frauds):
+            value = 1.0
+        yield of_label(msgspec.structs.replace(label, value=value), partition=0, offset=offset)
+
+
 def run(records: Iterable[Progress], chosen: Thresholds = THRESHOLDS) -> Alarmed:
-    """What `drift` says of it."""
+    """What `drift` says of a learner."""
+    return told(map(of_progress, records), STREAM, chosen)
+
+
+def told(signals: Iterable[Signals], stream: Stream, chosen: Thresholds = THRESHOLDS) -> Alarmed:
+    """What `drift` says of one subject."""
     watch, block, events = Watch(), OpenBlock(), 0
     alarms: list[tuple[int, DriftAlarm]] = []
-    for offset, record in enumerate(records):
-        seen = of_progress(record)
-        events += record.rows
+    for offset, seen in enumerate(signals):
+        events += seen.rows
         block = added(block, seen, offset)
         if block.full:
-            watch, raised = closed(watch, block, seen.subject, stream=STREAM, thresholds=chosen)
+            watch, raised = closed(watch, block, seen.subject, stream=stream, thresholds=chosen)
             block = emptied(block)
             alarms += [(events, alarm) for alarm in raised]
     return Alarmed(events=events, alarms=tuple(alarms))

@@ -1,4 +1,5 @@
-"""What `drift` reads, made without a broker: progress of the counting learner over simulated worlds and a recording."""
+"""What `drift` reads, made without a broker: progress of the counting learner over simulated worlds and a recording,
+and labels of these worlds."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
 from contracts import topics
-from contracts.records import LossSum, Progress
+from contracts.records import Label, LossSum, Progress
 from driftline.simulate.scenario import Scenario
 from driftline.simulate.simulation import Simulation
 from learners.batch import Batch, Context, Origin, Query, Target, TargetKind
@@ -51,6 +53,13 @@ def simulated(scenario: Scenario) -> Iterator[Row]:
         at = (datetime.fromisoformat(fields["occurred_at"]) - EPOCH).total_seconds()
         users = (fields["actor_id"], fields["counterpart_id"]) if "actor_id" in fields else (fields["user_id"],)
         yield Row(users, Seen(round(at * 1e6), fields.get("type") or fields["relation"]))
+
+
+def labels(scenario: Scenario) -> Iterator[Label]:
+    """A world's labels of payments, in the order in which they become known."""
+    for record in Simulation(scenario).records():
+        if record.topic == topics.LABELS and record.value is not None:
+            yield msgspec.json.decode(record.value, type=Label)
 
 
 def stackoverflow(folder: Path) -> Iterator[Row]:
