@@ -6,14 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from contracts import topics
+from runtime.kafka import KafkaConfig
+from runtime.produce import Outgoing
 from tests.chaos.ingesting import LIMIT_S
 from tests.chaos.plan import LEARNERS
 from tests.chaos.process import REPOSITORY
+from tests.chaos.reading import whole
 
 REPLAYED = 1
 """Newest snapshots of each learner that are learnt again; `maintain` keeps their parents."""
@@ -37,6 +43,17 @@ def unfit(settings: dict[str, str]) -> str:
     done = driftline(["bundle", "check", f"{settings['DRIFTLINE_DATA_DIR']}/bundles", "--json"], settings)
     checked = {bundle["learner"] for bundle in json.loads(done.stdout)} if done.returncode == 0 else set()
     return "" if checked >= set(LEARNERS) else f"bundles: {checked} answer; {done.stderr.decode()[-400:]}"
+
+
+def unlike(config: KafkaConfig, records: Sequence[Outgoing]) -> str:
+    """What of the stream the topics do not hold; "" = all of it, so that the run had the stream of every other.
+
+    Otherwise nobody else can lead to the same weights: the records were lost ahead of `ingest`.
+    """
+    sent = Counter((record.topic, record.value) for record in records if record.value is not None)
+    held = Counter((topic, taken.value) for topic in topics.INPUTS for taken in whole(config, topic))
+    lost = sent - held
+    return f"{lost.total()} records that were sent are not in the topics: {sorted(lost)[:2]}" if lost else ""
 
 
 def unsealed(database: str) -> str:

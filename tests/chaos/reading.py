@@ -42,6 +42,11 @@ class Tail:
                 if value is not None:
                     yield Taken(partition, offset, value if isinstance(value, bytes) else value.encode())
 
+    @property
+    def passed(self) -> int:
+        """Offsets that lie behind it, over all partitions."""
+        return sum(self._next.values())
+
     def _assign(self) -> None:
         self._client.assign([TopicPartition(self._name, n, offset) for n, offset in self._next.items()])
 
@@ -54,6 +59,20 @@ class Tail:
 
     def close(self) -> None:
         self._client.close()
+
+
+def whole(config: KafkaConfig, topic: str) -> list[Taken]:
+    """All values of a topic that nobody writes to any more.
+
+    :raises BrokerAway: nobody answers.
+    """
+    tail, taken = Tail(config, topic), list[Taken]()
+    try:
+        while tail.passed < sum(tail.ends()):
+            taken.extend(tail.take())
+    finally:
+        tail.close()
+    return taken
 
 
 class Group:

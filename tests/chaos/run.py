@@ -12,7 +12,7 @@ from tests.chaos.ingesting import LIMIT_S, Ingesting
 from tests.chaos.outcome import Outcome
 from tests.chaos.plan import LEARNERS, QUIET, Plan
 from tests.chaos.process import Doomed, Victim
-from tests.chaos.proofs import driftline, newest, repeated_steps, replay, undone, unfit, unsealed
+from tests.chaos.proofs import driftline, newest, repeated_steps, replay, undone, unfit, unlike, unsealed
 from tests.chaos.reading import Tail
 from tests.chaos.remembering import Memory
 from tests.chaos.servers import Strikes
@@ -140,6 +140,7 @@ def run(stage: Stage, plan: Plan) -> Outcome:
             trouble.append(f"{type(error).__name__}: {error}")
         finally:
             kills = one.kill_all()
+        trouble += filter(None, [unlike(one.config, stage.records)])
         trouble += filter(None, [undone(one.settings, verb) for verb in ("maintain", "export")])
         alarms = alarms_of(one.config)
         verify = driftline(["verify"], one.settings)

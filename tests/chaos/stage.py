@@ -12,6 +12,7 @@ from heapq import merge
 from pathlib import Path
 
 import psycopg
+from confluent_kafka import KafkaError, Message
 from sqlalchemy import make_url
 
 from contracts import topics
@@ -19,7 +20,7 @@ from contracts.codec import encode
 from contracts.records import Label
 from driftline.simulate import Scenario, Simulation
 from runtime import kafka
-from runtime.kafka import BrokerAway, KafkaConfig
+from runtime.kafka import BrokerAway, KafkaConfig, TopicMissing
 from runtime.produce import Outgoing
 from storage import migrate
 from tests.chaos.servers import Broker
@@ -59,24 +60,31 @@ class Stage:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def topics(self) -> KafkaConfig:
-        """Fresh topics, under a prefix of their own.
+        """Fresh topics, under a prefix of their own, each partition ready for its first record.
 
         :raises AssertionError: the broker does not make them, for minutes.
         """
         config = KafkaConfig(self.broker.bootstrap, prefix=f"chaos-{uuid.uuid4().hex[:8]}.")
-        for _ in range(10):  # one that was killed in the run before may still be gathering itself
+        for _ in range(30):  # one that was killed in the run before may still be gathering itself
             try:
                 kafka.create_topics(config, topics.ALL)
+                _all_answer(config)
                 return config
-            except BrokerAway:
+            except (BrokerAway, TopicMissing):
                 time.sleep(1.0)
         raise AssertionError(f"Kafka at {config.bootstrap} makes no topics")
 
     def send(self, config: KafkaConfig) -> None:
         """Sends the stream evenly over `PRODUCE_S` seconds.
 
-        :raises AssertionError: not all of it reached Kafka.
+        :raises AssertionError: not all of it reached Kafka: what follows has another stream than the quiet run had.
         """
+        refused = list[str]()
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                refused.append(f"{message.topic()}/{message.partition()}: {error.str()}")
+
         producer = kafka.producer(config)
         began = time.monotonic()
         for number, record in enumerate(self.records):
@@ -84,9 +92,21 @@ class Stage:
             while (early := due - time.monotonic()) > 0:
                 producer.poll(min(early, 0.05))
             topic = config.physical(record.topic)
-            producer.produce(topic, key=record.key, value=record.value, timestamp=record.at_ms)
-        if left := producer.flush(100):
-            raise AssertionError(f"{left} records did not reach Kafka")
+            producer.produce(topic, record.value, record.key, on_delivery=delivered, timestamp=record.at_ms)
+        left = producer.flush(100)
+        if left or refused:
+            raise AssertionError(f"{left} records did not reach Kafka, {len(refused)} were refused: {refused[:3]}")
+
+
+def _all_answer(config: KafkaConfig) -> None:
+    """:raises BrokerAway, TopicMissing: some partition has no leader yet."""
+    consumer = kafka.consumer(config, group=f"{config.prefix}ready")
+    try:
+        for topic, found in kafka.describe(config, [spec.name for spec in topics.ALL]).items():
+            for partition in range(found.partitions):
+                kafka.low_high(consumer, config.physical(topic), partition)
+    finally:
+        consumer.close()
 
 
 def labels(scenario: Scenario) -> Iterator[Outgoing]:

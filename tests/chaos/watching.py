@@ -17,7 +17,7 @@ from streams.agent import read
 from streams.signals import Signals
 from tests.chaos.plan import Ends
 from tests.chaos.process import Doomed
-from tests.chaos.reading import Group, Tail, Taken
+from tests.chaos.reading import Group, Taken, whole
 from tests.integration.drift.watching import alarmed
 
 GROUP = "driftline-drift"
@@ -94,7 +94,7 @@ class Alarms:
 
 def alarms_of(config: KafkaConfig) -> Alarms:
     """All that was said so far; answers' alarms are left out, for when `score` answers is a matter of time."""
-    said = [taken.value for taken in _whole(config, topics.ALARMS)]
+    said = [taken.value for taken in whole(config, topics.ALARMS)]
     due = {name: alarm for topic in SOURCES for name, alarm in _due(config, topic).items()}
     return Alarms([value for value in said if msgspec.json.decode(value, type=DriftAlarm).source in SOURCES], due)
 
@@ -103,7 +103,7 @@ def _due(config: KafkaConfig, topic: str) -> dict[str, DriftAlarm]:
     """What a topic leads to, computed here. Not that of another run: a broker that is killed may keep what it was
     sent twice, idempotent producer or not, and where `train` repeats a step its progress stands twice.
     """
-    records = _whole(config, topic)
+    records = whole(config, topic)
     found: dict[str, DriftAlarm] = {}
     for stream in kafka.describe(config, [topic])[topic].streams:
         found |= alarmed(stream, _signals(topic, sorted(one for one in records if one.partition == stream.partition)))
@@ -115,14 +115,3 @@ def _signals(topic: str, records: Iterable[Taken]) -> Iterator[tuple[int, Signal
         with suppress(msgspec.MsgspecError):  # `drift` passes over what it cannot read
             if (seen := read(topic, value, partition, offset)) is not None:
                 yield offset, seen
-
-
-def _whole(config: KafkaConfig, topic: str) -> list[Taken]:
-    """All records of a topic that nobody writes to any more."""
-    tail, taken = Tail(config, topic), list[Taken]()
-    try:
-        while len(taken) < sum(tail.ends()):
-            taken.extend(tail.take())
-    finally:
-        tail.close()
-    return taken
