@@ -22,6 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
     AdminClient,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -34,6 +35,7 @@ NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # 16 zero bytes: brokers before 2.8
 TIMEOUT_S = 10.0
 _ALWAYS_NAMED = "max.message.bytes"  # a topic config that a real Kafka names though we never set it
 _MIB = 2**20
+_LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _client_log = logging.getLogger("librdkafka")
 
 
@@ -327,14 +329,19 @@ def _common(config: KafkaConfig, kind: Literal["consumer", "producer", "admin"])
 
 
 def _await_topics(config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float) -> dict[str, int]:
-    """Topic -> partitions, once the brokers have heard of all of them: the controller answers first."""
+    """Topic -> partitions, once the leader of each takes records: the controller answers first, and a producer gives
+    up at once what it sends to a partition that its leader has not heard of."""
     until = time.monotonic() + timeout_s
     while True:
         answers = client.describe_topics(TopicCollection(list(names)), request_timeout=timeout_s) if names else {}
         try:
-            return {name: len(answer.result().partitions) for name, answer in answers.items()}
+            partitions = {name: len(answer.result().partitions) for name, answer in answers.items()}
+            asked = {TopicPartition(name, n): _LATEST for name in names for n in range(partitions[name])}
+            for answer in client.list_offsets(asked, request_timeout=timeout_s).values() if asked else ():
+                answer.result()
+            return partitions
         except KafkaException as error:
-            if error.args[0].code() not in _UNKNOWN_TOPIC or time.monotonic() > until:
+            if error.args[0].code() not in _NOT_THERE_YET or time.monotonic() > until:
                 raise _trouble(error, config, "waiting for the new topics") from error
             time.sleep(0.02)
 
@@ -382,6 +389,12 @@ def _is_full_kafka(config: KafkaConfig, client: AdminClient, name: str, timeout_
 
 
 _UNKNOWN_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
+_NOT_THERE_YET = _UNKNOWN_TOPIC | {
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+}
+"""What the leader of a new partition answers before it has heard of it."""
 _AWAY = frozenset(
     {
         KafkaError._TIMED_OUT,

@@ -20,7 +20,7 @@ from contracts.codec import encode
 from contracts.records import Label
 from driftline.simulate import Scenario, Simulation
 from runtime import kafka
-from runtime.kafka import BrokerAway, KafkaConfig, TopicMissing
+from runtime.kafka import BrokerAway, KafkaConfig
 from runtime.produce import Outgoing
 from storage import migrate
 from tests.chaos.servers import Broker
@@ -60,17 +60,16 @@ class Stage:
             connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def topics(self) -> KafkaConfig:
-        """Fresh topics, under a prefix of their own, each partition ready for its first record.
+        """Fresh topics, under a prefix of their own.
 
         :raises AssertionError: the broker does not make them, for minutes.
         """
         config = KafkaConfig(self.broker.bootstrap, prefix=f"chaos-{uuid.uuid4().hex[:8]}.")
-        for _ in range(30):  # one that was killed in the run before may still be gathering itself
+        for _ in range(10):  # one that was killed in the run before may still be gathering itself
             try:
                 kafka.create_topics(config, topics.ALL)
-                _all_answer(config)
                 return config
-            except (BrokerAway, TopicMissing):
+            except BrokerAway:
                 time.sleep(1.0)
         raise AssertionError(f"Kafka at {config.bootstrap} makes no topics")
 
@@ -96,17 +95,6 @@ class Stage:
         left = producer.flush(100)
         if left or refused:
             raise AssertionError(f"{left} records did not reach Kafka, {len(refused)} were refused: {refused[:3]}")
-
-
-def _all_answer(config: KafkaConfig) -> None:
-    """:raises BrokerAway, TopicMissing: some partition has no leader yet."""
-    consumer = kafka.consumer(config, group=f"{config.prefix}ready")
-    try:
-        for topic, found in kafka.describe(config, [spec.name for spec in topics.ALL]).items():
-            for partition in range(found.partitions):
-                kafka.low_high(consumer, config.physical(topic), partition)
-    finally:
-        consumer.close()
 
 
 def labels(scenario: Scenario) -> Iterator[Outgoing]:
