@@ -76,11 +76,13 @@ class Exchange:
 
     def stay(self) -> None:
         """Tells the group that we are there while a batch takes long; without it partitions are given away."""
-        self._consumer.pause(self._consumer.assignment())
+        paused = self._consumer.assignment()
+        self._consumer.pause(paused)
         message = self._consumer.poll(0.0)
         if message is not None:  # of a partition assigned this very moment
             self._early.append(self._read(message))
-        self._consumer.resume(self._consumer.assignment())
+        # Those too that were taken away this very moment: given back, they would be paused still.
+        self._consumer.resume(paused)
 
     def answer(self, key: bytes | None, value: bytes) -> None:
         """Sends an answer; `settle` waits for it."""
