@@ -47,7 +47,7 @@ _NAMING = text(f"SELECT s.id, s.pinned FROM snapshot s, {_MAY_NAME} ORDER BY s.i
 
 _MARK_ALL = text("UPDATE snapshot SET status = 'deleting' WHERE learner = :learner AND status <> 'deleting'")
 
-_PINNED = text("SELECT id FROM snapshot WHERE learner = :learner AND status = 'live' AND pinned ORDER BY id")
+_PINNED = text("SELECT id FROM snapshot WHERE learner = :learner AND pinned ORDER BY id")
 
 _PIN = text("UPDATE snapshot SET pinned = :pinned WHERE id = :id AND status = 'live' RETURNING id")
 

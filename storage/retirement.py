@@ -52,14 +52,14 @@ _DELETES = [
 def retire(connection: Connection, learner: str) -> Retired | None:
     """Takes a learner out of service, in the transaction the caller is in; None: there is none of that name.
 
-    :raises Pinned: it has pinned snapshots.
+    :raises Pinned: it has pinned snapshots: roll back.
     """
     row = connection.execute(_TAKE_OUT, {"name": learner}).one_or_none()
     if row is None:
         return None
+    snapshots = collection.mark_all(connection, learner)  # before the look: from now on nobody can pin one
     if pinned := collection.pinned(connection, learner):
         raise Pinned(pinned)
-    snapshots = collection.mark_all(connection, learner)
     *_, predictions = [connection.execute(delete, {"name": learner}).rowcount for delete in _DELETES]
     return Retired(
         learner=learner,

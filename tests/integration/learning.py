@@ -18,7 +18,7 @@ from contracts import topics
 from contracts.records import Progress
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Stop
+from runtime.lifecycle import Refused, Stop
 from runtime.settings import TrainSettings
 from runtime.telemetry import Health
 from storage import log, offsets, sequences, snapshots, suppression
@@ -26,7 +26,7 @@ from storage.engine import open_engine
 from storage.offsets import Advance, Claim, Cursor, Stream
 from storage.vocabulary import Vocabulary
 from streams.train import Totals, Train
-from tests.integration.feeding import read_topic
+from tests.integration.feeding import eventually, read_topic
 
 Place = tuple[str, int]
 """(topic, partition)."""
@@ -183,6 +183,27 @@ class School:
         nowhere.touch()
         with gone_when(lambda: "cannot write" in str(self.health.report())) as stop:
             return self.train(stop=stop, folder=nowhere, **given)
+
+    @contextmanager
+    def refused(self) -> Iterator[list[Refused]]:
+        """A `train` that runs beside the block from its first step on; behind it, why it ended by itself."""
+        stop, said = Stop(), list[Refused]()
+
+        def learn() -> None:
+            try:
+                self.process(stop=stop, merge_wait_s=0.0, step_linger_s=0.0).run()
+            except Refused as error:
+                said.append(error)
+
+        running = threading.Thread(target=learn)
+        running.start()
+        try:
+            eventually(lambda: self.journalled() >= 1)
+            yield said
+            running.join(10)
+        finally:
+            stop.set()
+            running.join(10)
 
     def query(self, statement: str, **values: object) -> list[Any]:
         """Rows of a statement, committed."""

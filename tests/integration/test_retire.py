@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import pytest
 from contracts import topics
 from driftline.cli import run
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Refused, Stop
+from runtime.lifecycle import Exit, Refused
 from storage import retention, trimming
-from tests.integration.feeding import eventually
 from tests.integration.learning import SECOND, Given, School, Scribe, schools
 
 KEYED = {
@@ -119,24 +117,9 @@ def test_one_that_starts_anew_has_settings_and_snapshot_ids_of_its_own(school: S
 
 def test_a_train_that_still_runs_adds_nothing_and_ends(school: School) -> None:
     school.write(8)
-    stop, said = Stop(), list[Refused]()
-
-    def learn() -> None:
-        try:
-            school.process(stop=stop, merge_wait_s=0.0, step_linger_s=0.0).run()
-        except Refused as error:
-            said.append(error)
-
-    running = threading.Thread(target=learn)
-    running.start()
-    try:
-        eventually(lambda: school.journalled() >= 1)
+    with school.refused() as said:
         assert run(["retire", "markov", "--yes"]) == Exit.DONE
         school.write(8)
-        running.join(10)
-    finally:
-        stop.set()
-        running.join(10)
     [refused] = said
     assert "or it was retired" in str(refused)
     assert set(rows_of(school, "markov")) <= {"snapshot"}

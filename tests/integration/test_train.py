@@ -155,25 +155,9 @@ def test_a_bounded_run_waits_without_bound_for_what_the_topics_held_and_learns_i
 
 def test_a_second_train_fences_the_first_which_stops_with_exit_code_3(school: School) -> None:
     school.write(8)
-    said = list[Refused]()
-
-    def first() -> None:
-        try:
-            school.process(stop=stop, merge_wait_s=0.0, step_linger_s=0.0).run()
-        except Refused as error:
-            said.append(error)
-
-    stop = Stop()
-    running = threading.Thread(target=first)
-    running.start()
-    try:
-        eventually(lambda: school.journalled() >= 1)
+    with school.refused() as said:
         assert school.train().repeated_steps >= 1
         school.write(8)
-        running.join(10)
-    finally:
-        stop.set()
-        running.join(10)
     [refused] = said
     assert refused.code is Exit.REFUSED
     assert "another `train` took over" in str(refused)
