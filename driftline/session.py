@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, Engine
 
 from driftline import stack
+from runtime import kafka
 from runtime import settings as all_settings
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Usage
@@ -66,13 +67,16 @@ class Session:
             raise Usage("no Postgres is given", where="setting DRIFTLINE_POSTGRES_URL", todo=f"set it; or, {_UP}")
         return url.get_secret_value()
 
-    @property
+    @cached_property
     def kafka(self) -> KafkaConfig:
-        """:raises Usage: there is none."""
+        """How to reach Kafka, looked at before anything runs.
+
+        :raises Usage: there is none; or an address or an option that cannot be (see `kafka.check`).
+        """
         settings = self.settings
         if settings.kafka_bootstrap is None:
             raise Usage("no Kafka is given", where="setting DRIFTLINE_KAFKA_BOOTSTRAP", todo=f"set it; or, {_UP}")
-        return KafkaConfig(settings.kafka_bootstrap, settings.kafka_options, settings.topic_prefix)
+        return kafka.check(KafkaConfig(settings.kafka_bootstrap, settings.kafka_options, settings.topic_prefix))
 
     def check_tables(self) -> None:
         """:raises Usage: the database is not at this version's tables. :raises Unavailable: it is away."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported, as its documentation says
@@ -27,28 +27,24 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # re-exported
 )
 
 from contracts.topics import Topic
-from runtime import metrics
-from runtime.lifecycle import Refused, Transient
+from runtime import kafka_options, metrics
+from runtime.kafka_errors import NOT_THERE_YET, UNKNOWN_TOPIC, Causes, ClientLog, NoPermission, trouble
+from runtime.kafka_errors import BrokerAway as BrokerAway
+from runtime.kafka_errors import BrokerRefused as BrokerRefused
+from runtime.kafka_errors import NotLetIn as NotLetIn
+from runtime.kafka_errors import TopicMissing as TopicMissing
+from runtime.kafka_options import Kind
+from runtime.lifecycle import Usage
 
 Assigned = Callable[[Consumer, list[TopicPartition]], None]
 NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # 16 zero bytes: brokers before 2.8
 TIMEOUT_S = 10.0
 _ALWAYS_NAMED = "max.message.bytes"  # a topic config that a real Kafka names though we never set it
 _MIB = 2**20
+_FIRST_TRY_S = 1.5
+_AGAIN = "call it again: what is there stays as it is"
 _LATEST = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _client_log = logging.getLogger("librdkafka")
-
-
-class BrokerAway(Transient):
-    """No broker answers, or the one that does is not ready yet."""
-
-
-class TopicMissing(Refused):
-    """A topic does not exist (or may not be seen)."""
-
-
-class BrokerRefused(Refused):
-    """The broker answers and says no: credentials, permissions, an unfit request."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +54,11 @@ class KafkaConfig:
     bootstrap: str
     """host:port[,host:port...]"""
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """More librdkafka options; they win over ours. May hold secrets."""
+    """More librdkafka options; they win over those of ours that no promise stands on. May hold secrets."""
     prefix: str = ""
     """Stands before each topic's name."""
+    causes: Causes = field(default_factory=Causes, init=False, repr=False, compare=False)
+    """What its clients were told of a Kafka that cannot be reached."""
 
     def physical(self, logical: str) -> str:
         """The name the broker knows."""
@@ -134,29 +132,34 @@ def consumer(
     Eager (range) assignment under the classic protocol. Without `topics` (logical names) nothing is
     subscribed. Callbacks run inside `consume`/`poll`/`close` and get physical names; nothing may escape them.
     A position outside the topic's range arrives as a message with the error `_AUTO_OFFSET_RESET`.
+
+    :param extra: of the caller's own; the only ones that may change what the promise stands on.
+    :raises Usage: the client does not take the options.
     """
     options: dict[str, Any] = {
         **_common(config, "consumer"),
-        "group.id": group,
-        "group.protocol": "classic",
-        "partition.assignment.strategy": "range",
-        "session.timeout.ms": int(session_timeout_s * 1000),
         "heartbeat.interval.ms": int(min(session_timeout_s / 4, 2.0) * 1000),
         "max.poll.interval.ms": max(120_000, int(session_timeout_s * 1000)),
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "auto.offset.reset": "error",
-        "enable.partition.eof": False,
-        "isolation.level": "read_committed",
         "fetch.wait.max.ms": 100,
         "fetch.max.bytes": 8 * _MIB,
         "max.partition.fetch.bytes": 4 * _MIB,
         "queued.max.messages.kbytes": 16 * 1024,  # KiB: what one process may hold unread
         "fetch.queue.backoff.ms": 10,  # ms; the default, a second, starves a fast reader
-        **config.options,
+        **kafka_options.for_client(config.options, "consumer"),
+        # What follows carries the promise: no option wins over it, however it came here.
+        "group.id": group,
+        "group.protocol": "classic",
+        "partition.assignment.strategy": "range",
+        "session.timeout.ms": int(session_timeout_s * 1000),
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "check.crcs": True,
+        "enable.partition.eof": False,
+        "isolation.level": "read_committed",
         **(extra or {}),
     }
-    made = Consumer(options, logger=_client_log)
+    made = _made(Consumer, options, config)
     if topics:
         callbacks = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}
         made.subscribe(
@@ -167,27 +170,47 @@ def consumer(
 
 
 def producer(config: KafkaConfig, *, extra: Mapping[str, Any] | None = None) -> Producer:
-    """An idempotent producer: acknowledged by all replicas, in order, without repeats of its own making."""
-    return Producer(
-        {
-            **_common(config, "producer"),
-            "enable.idempotence": True,
-            "compression.type": "lz4",
-            "linger.ms": 10,
-            "batch.size": _MIB,
-            "queue.buffering.max.messages": 200_000,
-            "queue.buffering.max.kbytes": 256 * 1024,  # KiB
-            "message.timeout.ms": 120_000,
-            **config.options,
-            **(extra or {}),
-        },
-        logger=_client_log,
-    )
+    """An idempotent producer: acknowledged by all replicas, in order, without repeats of its own making.
+
+    :raises Usage: the client does not take the options.
+    """
+    options: dict[str, Any] = {
+        **_common(config, "producer"),
+        "compression.type": "lz4",
+        "linger.ms": 10,
+        "batch.size": _MIB,
+        "queue.buffering.max.messages": 200_000,
+        "queue.buffering.max.kbytes": 256 * 1024,  # KiB
+        "message.timeout.ms": 120_000,
+        **kafka_options.for_client(config.options, "producer"),
+        "enable.idempotence": True,
+        **(extra or {}),
+    }
+    return _made(Producer, options, config)
 
 
 def admin(config: KafkaConfig) -> AdminClient:
-    """A client for topics and cluster."""
-    return AdminClient({**_common(config, "admin"), **config.options}, logger=_client_log)
+    """A client for topics and cluster.
+
+    :raises Usage: the client does not take the options.
+    """
+    options = {**_common(config, "admin"), **kafka_options.for_client(config.options, "admin")}
+    return _made(AdminClient, options, config)
+
+
+def check(config: KafkaConfig) -> KafkaConfig:
+    """Looks at what a user set before anything runs; no broker is asked.
+
+    :returns: the same, its addresses written out.
+    :raises Usage: an address that is none; an option that is unknown, that no user may set, or whose value
+        the client does not take, with the client's reason (`runtime/kafka_options.py`).
+    """
+    checked = replace(config, bootstrap=",".join(kafka_options.addresses(config.bootstrap)))
+    kafka_options.check(config.options)
+    nowhere = replace(config, bootstrap="")
+    consumer(nowhere, group="driftline-check").close()
+    producer(nowhere)
+    return checked
 
 
 def cluster_id(config: KafkaConfig, *, client: AdminClient | None = None, timeout_s: float = TIMEOUT_S) -> str:
@@ -196,12 +219,21 @@ def cluster_id(config: KafkaConfig, *, client: AdminClient | None = None, timeou
     :raises BrokerAway: nobody answers in time. :raises BrokerRefused: no permission.
     """
     client = client or admin(config)  # kept in a variable: its answers die with it
-    try:
-        # Not `describe_cluster`: while a broker that came back knows of nobody yet, itself included, librdkafka takes
-        # its answer for a bug of its own and ends the process (seen in 2.16: "Assertion `rko_result' failed").
-        return str(client.list_topics(timeout=timeout_s).cluster_id)
-    except KafkaException as error:
-        raise _trouble(error, config, "asking for the cluster id") from error
+    doing = "asking for the cluster id"
+    # A first, short try: who is not let in is told so at once, and need not wait for the whole time.
+    for patience_s in (min(_FIRST_TRY_S, timeout_s / 2), timeout_s):
+        try:
+            # Not `describe_cluster`: while a broker that came back knows of nobody yet, itself included, librdkafka
+            # takes its answer for a bug of its own and ends the process (2.16: "Assertion `rko_result' failed").
+            found = str(client.list_topics(timeout=patience_s).cluster_id)
+        except KafkaException as error:
+            why = _trouble(error, config, doing, client)
+            if patience_s == timeout_s or not isinstance(why, BrokerAway) or isinstance(why, NotLetIn):
+                raise why from error
+        else:
+            config.causes.forget()
+            return found
+    raise AssertionError("the last try returns or raises")
 
 
 def describe(
@@ -263,10 +295,50 @@ def low_high(
         )
     except KafkaException as error:
         where = f"Kafka, offsets of {physical_topic}/{partition}"
-        if error.args[0].code() in _UNKNOWN_TOPIC:
+        if error.args[0].code() in UNKNOWN_TOPIC:
             raise TopicMissing("no such partition", where=where, todo="was the topic deleted?") from error
         raise BrokerAway(f"no answer: {error.args[0].str()}", where=where) from error
     return low, high
+
+
+def topic_configs(
+    config: KafkaConfig, topics: Sequence[str], *, client: AdminClient | None = None, timeout_s: float = TIMEOUT_S
+) -> dict[str, dict[str, str | None]]:
+    """Topic (logical) -> setting -> value. A real Kafka names all settings, Tansu only those given at creation.
+
+    :raises TopicMissing: one does not exist. :raises NoPermission: no right to see them.
+    :raises BrokerAway, BrokerRefused: as `describe`.
+    """
+    client = client or admin(config)
+    found = _topic_configs(config, client, [config.physical(topic) for topic in topics], timeout_s)
+    return {config.logical(name): values for name, values in found.items()}
+
+
+def offsets_at(
+    config: KafkaConfig,
+    moments: Mapping[tuple[str, int], int | None],
+    *,
+    client: AdminClient,
+    timeout_s: float = TIMEOUT_S,
+) -> dict[tuple[str, int], int | None]:
+    """(topic, partition) -> offset of the first record whose time is not before the moment; None = there is none.
+
+    :param moments: (logical topic, partition) -> milliseconds since 1970; None = the offset after the last record.
+    :raises BrokerAway, BrokerRefused: as `describe`.
+    """
+    asked = {
+        TopicPartition(config.physical(topic), partition): _LATEST if ms is None else OffsetSpec.for_timestamp(ms)
+        for (topic, partition), ms in moments.items()
+    }
+    found: dict[tuple[str, int], int | None] = {}
+    try:
+        answers = client.list_offsets(asked, request_timeout=timeout_s) if asked else {}
+        for place, answer in answers.items():
+            offset = answer.result().offset
+            found[config.logical(place.topic), place.partition] = offset if offset >= 0 else None
+    except KafkaException as error:
+        raise _trouble(error, config, "asking for offsets by time", client) from error
+    return found
 
 
 def create_topics(
@@ -280,8 +352,11 @@ def create_topics(
     """Creates the topics that are not there; those that are stay as they are and are compared.
 
     :param replication: copies of each partition; -1 = the broker's default.
+    :raises BrokerAway: nobody answers in time, or the new topics have no leaders yet: calling again is safe.
+    :raises BrokerRefused: the broker says no (`Unfit`: to what was asked for; `NoPermission`).
     """
     client = client or admin(config)
+    cluster_id(config, client=client, timeout_s=timeout_s)  # who is not let in is told so, and not after 30 s
     wanted = {config.physical(spec.name): spec for spec in specs}
     new = [NewTopic(name, spec.partitions, replication, config=dict(spec.config)) for name, spec in wanted.items()]
     created, existing = [], []
@@ -291,10 +366,10 @@ def create_topics(
             created.append(name)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise _trouble(error, config, f"creating topic {name}") from error
+                raise _trouble(error, config, f"creating topic {name}", client) from error
             existing.append(name)
     partitions = _await_topics(config, client, list(wanted), timeout_s)
-    found = _topic_configs(config, client, list(wanted), timeout_s)
+    found = _settled_configs(config, client, list(wanted), timeout_s)
     effective = all(_ALWAYS_NAMED in values for values in found.values())
     different = {}
     for name in existing:
@@ -312,16 +387,31 @@ def create_topics(
     )
 
 
-def _common(config: KafkaConfig, kind: Literal["consumer", "producer", "admin"]) -> dict[str, Any]:
+Client = TypeVar("Client", Consumer, Producer, AdminClient)
+
+
+def _made(kind: type[Client], options: Mapping[str, Any], config: KafkaConfig) -> Client:
+    """:raises Usage: the client does not take the options."""
+    try:
+        return kind(dict(options), logger=ClientLog(_client_log, config.causes))
+    except KafkaException as error:
+        said = error.args[0].str().strip()
+    except (TypeError, ValueError, AttributeError) as error:
+        said = str(error)
+    raise Usage(f"the Kafka client does not take its options: {said}", where=kafka_options.SETTING, todo="correct it")
+
+
+def _common(config: KafkaConfig, kind: Kind) -> dict[str, Any]:
     def on_error(error: KafkaError) -> None:
         metrics.kafka_errors.inc(1, client=kind)
-        _client_log.warning("%s: %s", kind, error.str())
+        if config.causes.tell(error):
+            _client_log.warning("%s: %s", kind, error.str())
 
     return {
         "bootstrap.servers": config.bootstrap,
         "client.id": f"driftline-{kind}",
         "error_cb": on_error,
-        "log.connection.close": False,
+        "log.connection.close": True,  # `ClientLog` keeps what it says
         "reconnect.backoff.ms": 100,
         "reconnect.backoff.max.ms": 5_000,
         "socket.keepalive.enable": True,
@@ -341,9 +431,30 @@ def _await_topics(config: KafkaConfig, client: AdminClient, names: Sequence[str]
                 answer.result()
             return partitions
         except KafkaException as error:
-            if error.args[0].code() not in _NOT_THERE_YET or time.monotonic() > until:
-                raise _trouble(error, config, "waiting for the new topics") from error
+            if error.args[0].code() not in NOT_THERE_YET:
+                raise _trouble(error, config, "waiting for the new topics", client) from error
+            if time.monotonic() > until:
+                raise _not_yet(error, config) from error
             time.sleep(0.02)
+
+
+def _settled_configs(
+    config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float
+) -> dict[str, dict[str, str | None]]:
+    """As `_topic_configs`, of topics that may just have been made: another broker may not have heard of them."""
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            return _topic_configs(config, client, names, timeout_s)
+        except TopicMissing as error:
+            if time.monotonic() > until:
+                raise BrokerAway(error.what, where=error.where, todo=_AGAIN) from error
+            time.sleep(0.05)
+
+
+def _not_yet(error: KafkaException, config: KafkaConfig) -> BrokerAway:
+    what = f"the new topics have no leaders yet: {error.args[0].str()}"
+    return BrokerAway(what, where=f"Kafka at {config.bootstrap}", todo=_AGAIN)
 
 
 def _described(config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float) -> dict[str, Any]:
@@ -354,8 +465,8 @@ def _described(config: KafkaConfig, client: AdminClient, names: Sequence[str], t
         try:
             found[name] = answer.result()
         except KafkaException as error:
-            if error.args[0].code() not in _UNKNOWN_TOPIC:
-                raise _trouble(error, config, f"describing topic {name}") from error
+            if error.args[0].code() not in UNKNOWN_TOPIC:
+                raise _trouble(error, config, f"describing topic {name}", client) from error
             missing.append(name)
     if missing:
         raise TopicMissing(
@@ -363,13 +474,14 @@ def _described(config: KafkaConfig, client: AdminClient, names: Sequence[str], t
             where=f"Kafka at {config.bootstrap}",
             todo="`driftline topics create`, or correct the setting topic_prefix",
         )
+    config.causes.forget()
     return found
 
 
 def _topic_configs(
     config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float
 ) -> dict[str, dict[str, str | None]]:
-    """Topic -> setting -> value. A real Kafka names all settings, Tansu only those given at creation."""
+    """By physical name."""
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     try:
         answers = client.describe_configs(resources, request_timeout=timeout_s) if resources else {}
@@ -378,46 +490,20 @@ def _topic_configs(
             for resource, answer in answers.items()
         }
     except KafkaException as error:
-        raise _trouble(error, config, "reading topic configs") from error
+        doing = "reading topic settings"
+        if error.args[0].code() in UNKNOWN_TOPIC:
+            raise TopicMissing(error.args[0].str(), where=f"Kafka at {config.bootstrap}, {doing}") from error
+        raise _trouble(error, config, doing, client) from error
 
 
 def _is_full_kafka(config: KafkaConfig, client: AdminClient, name: str, timeout_s: float) -> bool:
     try:
         return _ALWAYS_NAMED in _topic_configs(config, client, [name], timeout_s)[name]
-    except BrokerRefused:  # only a broker with ACLs refuses to show a topic's configs
+    except NoPermission:  # only a broker with ACLs refuses to show a topic's configs
         return True
 
 
-_UNKNOWN_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
-_NOT_THERE_YET = _UNKNOWN_TOPIC | {
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-}
-"""What the leader of a new partition answers before it has heard of it."""
-_AWAY = frozenset(
-    {
-        KafkaError._TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._PARTIAL,  # it came back, and knows of nobody yet
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._RESOLVE,
-        KafkaError._TIMED_OUT_QUEUE,
-        KafkaError.REQUEST_TIMED_OUT,
-        KafkaError.LEADER_NOT_AVAILABLE,
-        KafkaError.BROKER_NOT_AVAILABLE,
-        KafkaError.NETWORK_EXCEPTION,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-        KafkaError.NOT_CONTROLLER,
-    }
-)
-
-
-def _trouble(error: KafkaException, config: KafkaConfig, doing: str) -> BrokerAway | BrokerRefused:
+def _trouble(error: KafkaException, config: KafkaConfig, doing: str, client: AdminClient) -> BrokerAway | BrokerRefused:
     """The error that says what the caller should do."""
-    reason: KafkaError = error.args[0]
-    where = f"Kafka at {config.bootstrap}, {doing}"
-    if reason.code() in _AWAY or reason.retriable():
-        return BrokerAway(f"no answer: {reason.str()}", where=where, todo="is it running, and the address right?")
-    return BrokerRefused(reason.str(), where=where, todo="see the broker's log; check credentials and ACLs")
+    client.poll(0)  # the causes wait there
+    return trouble(error, config.causes, where=f"Kafka at {config.bootstrap}, {doing}")

@@ -29,6 +29,13 @@ Port = Annotated[
     Annotated[int, Field(ge=0, le=65535)] | None,
     BeforeValidator(lambda given: None if given in ("none", "") else given),
 ]
+OptionValue = Annotated[
+    str,
+    BeforeValidator(
+        # As librdkafka spells it: true and not True.
+        lambda given: str(given).lower() if isinstance(given, bool | int | float) else given
+    ),
+]
 Learner = Annotated[str, Field(min_length=1)]
 EventTopic = Literal["events.user", "events.payment", "events.relational", "labels", "items"]
 SequenceTopic = Literal["events.user", "events.payment", "events.relational"]
@@ -180,10 +187,11 @@ class Settings(BaseSettings):
 
     postgres_url: SecretStr | None = Field(default=None, description="postgresql://user:password@host:port/database")
     kafka_bootstrap: str | None = Field(default=None, description="host:port[,host:port...] of a Kafka cluster")
-    kafka_options: dict[str, str] = Field(
+    kafka_options: dict[str, OptionValue] = Field(
         default_factory=dict,
         repr=False,
-        description='more librdkafka options as JSON, e.g. {"security.protocol": "SSL"}',
+        description='more librdkafka options as JSON, e.g. {"security.protocol": "SSL"}; those that carry the promise '
+        "are refused",
     )
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", description="stands before each topic's name")
     data_dir: Path = Field(default=Path("driftline-data"), description="folder of files that outlive a process")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -28,7 +27,9 @@ from faust.exceptions import FaustError
 from contracts import topics
 from runtime import kafka
 from runtime.kafka import BrokerAway, KafkaConfig, TopicDescription, TopicMissing
-from runtime.lifecycle import Stop, Transient, Usage, attempts
+from runtime.kafka_options import addresses
+from runtime.kafka_security import Security, ignored, security
+from runtime.lifecycle import Stop, Transient, attempts
 from runtime.settings import DriftSettings
 from runtime.telemetry import Health
 from streams import changelogs
@@ -55,10 +56,12 @@ _log = structlog.get_logger(__name__)
 
 def application(config: KafkaConfig, settings: DriftSettings, folder: str) -> Any:
     """The app, which makes no topics and serves no pages."""
+    proof = security(config.options, process="drift")
     return faust.App(
         config.physical(settings.group),
-        broker=[f"kafka://{address}" for address in config.bootstrap.split(",")],
-        broker_credentials=credentials(config.options),
+        broker=[f"kafka://{address}" for address in addresses(config.bootstrap)],
+        broker_client_id=proof.client_id,
+        broker_credentials=credentials(proof),
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 4,
         consumer_auto_offset_reset="earliest",
@@ -73,40 +76,13 @@ def application(config: KafkaConfig, settings: DriftSettings, folder: str) -> An
     )
 
 
-def credentials(options: Mapping[str, str]) -> Any:
-    """librdkafka's names for Faust; None = plain text.
-
-    :raises Usage: a way to prove who we are that this process does not know.
-    """
-    protocol = options.get("security.protocol", "plaintext").upper()
-    mechanism = options.get("sasl.mechanism", options.get("sasl.mechanisms", "PLAIN")).upper()
-    if protocol == "PLAINTEXT":
-        return None
-    unknown = {name for name in options if name.startswith(("ssl.", "sasl."))} - _KNOWN_OPTIONS
-    if unknown or mechanism not in _MECHANISMS:
-        raise Usage(
-            f"`drift` does not know {', '.join(sorted(unknown)) or f'sasl.mechanism={mechanism}'}",
-            where="setting DRIFTLINE_KAFKA_OPTIONS",
-            todo=f"use {', '.join(sorted(_KNOWN_OPTIONS))} with {', '.join(_MECHANISMS)}",
+def credentials(proof: Security) -> Any:
+    """Faust's form of it; None = plain text, and nobody asks who we are."""
+    if proof.mechanism is not None:
+        return faust.SASLCredentials(
+            username=proof.username, password=proof.password, ssl_context=proof.tls, mechanism=proof.mechanism
         )
-    context = None
-    if protocol in ("SSL", "SASL_SSL"):
-        context = ssl.create_default_context(cafile=options.get("ssl.ca.location"))
-        if certificate := options.get("ssl.certificate.location"):
-            context.load_cert_chain(certificate, options.get("ssl.key.location"), options.get("ssl.key.password"))
-    if protocol == "SSL":
-        return faust.SSLCredentials(context)
-    name, password = options.get("sasl.username"), options.get("sasl.password")
-    return faust.SASLCredentials(username=name, password=password, ssl_context=context, mechanism=mechanism)
-
-
-_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
-_KNOWN_OPTIONS = frozenset(
-    {
-        "ssl.ca.location", "ssl.certificate.location", "ssl.key.location", "ssl.key.password",
-        "sasl.mechanism", "sasl.mechanisms", "sasl.username", "sasl.password",
-    }
-)  # fmt: skip
+    return None if proof.tls is None else faust.SSLCredentials(proof.tls)
 
 
 class Drift:
@@ -122,9 +98,12 @@ class Drift:
         self.totals = Totals()
 
     def run(self) -> Totals:
-        """:raises Refused: a person must decide; exit code 3."""
+        """:raises Refused: a person must decide; exit code 3. :raises Usage: an option that `drift` cannot honour."""
         for name, level in _LOUD.items():
             logging.getLogger(name).setLevel(level)
+        security(self._kafka.options, process="drift")  # before anything else: it will not change by itself
+        if unused := ignored(self._kafka.options):
+            _log.info("drift.options_ignored", options=unused, reason="they tune librdkafka; drift uses aiokafka")
         for attempt in attempts(self._stop):
             try:
                 with tempfile.TemporaryDirectory(prefix="driftline-drift-") as folder:

@@ -440,8 +440,12 @@ class Lesson:
         self._health.set_ready("train", not left, f"repeating {left} journalled steps" if left else "")
 
     def _tell_unacknowledged(self, records: int) -> None:
+        cause = self._kafka.causes.refusal() or self._kafka.causes.trouble()
         self._health.set_ready(
-            "train", False, f"waiting for Kafka to acknowledge {records} progress records; then a snapshot goes live"
+            "train",
+            False,
+            f"waiting for Kafka to acknowledge {records} progress records; then a snapshot goes live"
+            + (f" ({cause})" if cause else ""),
         )
 
 

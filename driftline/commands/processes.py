@@ -71,11 +71,9 @@ def ingest(context: typer.Context, once: Once = False, port: OptionalPort = None
     from streams.ingest import Ingest
 
     call = session(context)
-    settings = call.settings.ingest
+    settings, url, kafka = call.settings.ingest, call.postgres_url, call.kafka
     with long_running(call, "ingest", settings.port if port is None else port.number) as (health, stop):
-        process = Ingest(
-            postgres_url=call.postgres_url, kafka_config=call.kafka, settings=settings, health=health, stop=stop
-        )
+        process = Ingest(postgres_url=url, kafka_config=kafka, settings=settings, health=health, stop=stop)
         totals = process.run(once=once)
     if json:
         as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
@@ -100,13 +98,13 @@ def train(
     from streams.train import Train
 
     call = session(context)
-    settings = call.settings.train
+    settings, url, kafka = call.settings.train, call.postgres_url, call.kafka
     if learner is not None:
         settings = settings.model_copy(update={"learner": learner})
     with long_running(call, "train", settings.port if port is None else port.number) as (health, stop):
         process = Train(
-            postgres_url=call.postgres_url,
-            kafka_config=call.kafka,
+            postgres_url=url,
+            kafka_config=kafka,
             snapshots=call.settings.snapshots,
             settings=settings,
             health=health,
@@ -135,6 +133,7 @@ def score(
     call = session(context)
     given = {"learner": learner, "port": port}
     settings = call.settings.score.model_copy(update={name: v for name, v in given.items() if v is not None})
+    kafka = None if call.settings.kafka_bootstrap is None else call.kafka
     with long_running(call, "score", None) as (health, stop):  # its pages are its own server's
         Score(
             postgres_url=call.postgres_url,
@@ -142,7 +141,7 @@ def score(
             settings=settings,
             health=health,
             stop=stop,
-            kafka=None if call.settings.kafka_bootstrap is None else call.kafka,
+            kafka=kafka,
         ).run()
 
 
