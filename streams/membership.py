@@ -33,6 +33,7 @@ from streams.collect import Collector, Place, Rejoin
 from streams.commit import BatchWriter, Part, Written
 from streams.notices import Notices
 from streams.tally import Totals, count_written, show_position
+from streams.topic_settings import TopicWatch
 from streams.vanished import newest_records
 
 TRANSACTION_TIMEOUT_S = 15
@@ -67,6 +68,7 @@ class Membership:
         self._stop = stop
         self._admin = kafka.admin(kafka_config)
         self._described = self._describe()
+        self._topics = TopicWatch(kafka_config, self._admin)
         self._claims: dict[Place, Claim] = {}
         """By (physical topic, partition): what the group assigns to us and Postgres agrees to; `next_offset` is
         the next to hand over for writing."""
@@ -116,7 +118,7 @@ class Membership:
             collected = self._collector.collect(self._claims, self._raise_failure)
             self._totals.first_at = self._totals.first_at or self._collector.first_at
             if self._claims:
-                ready("")
+                ready(self._topics.why_unsafe(self._claims, self._described))
             if collected:
                 quiet_since = time.monotonic()
             self._hand_over()
