@@ -37,6 +37,7 @@ from contracts import topics
 from driftline import audit_sequences as entries
 from driftline.audit_findings import Finding, Report, TopicReport
 from driftline.audit_sequences import Entries, Strings
+from driftline.audit_settings import look_at_beginning, look_at_settings, look_at_unread
 from driftline.audit_stream import Audited, Segment, StreamAudit, place
 from driftline.audit_topic import Records, TopicReader, version_digest
 from runtime import kafka
@@ -89,7 +90,9 @@ def audit(postgres_url: str, config: KafkaConfig, *, duplicate_window: int) -> R
     with _one_moment(postgres_url) as connection:
         reader = TopicReader(config)
         try:
-            Audit(connection, reader, report, kafka.describe(config, list(topics.INPUTS))).run()
+            described = kafka.describe(config, list(topics.INPUTS))
+            look_at_settings(config, described, report.topics)
+            Audit(connection, reader, report, described).run()
         finally:
             reader.close()
     report.seconds = time.monotonic() - started
@@ -151,6 +154,7 @@ class Audit:
         for stream in self._streams:
             if stream.topic in self._report.topics:
                 StreamAudit(self, stream).run()
+                self._beginning(stream)
         self._never_read()
         self._sequences()
         [(self._report.trimmed_users, self._report.trimmed_events)] = self._all(_TRIMMED)
@@ -237,12 +241,22 @@ class Audit:
         self._brought_in[origin] += 1
         return self._brought_in[origin] == 1 or origin not in self._replayed
 
+    def _beginning(self, stream: Audited) -> None:
+        now = self._described[stream.topic]
+        if stream.retired or (now.cluster_id, now.topic_id) != (stream.cluster_id, stream.topic_id):
+            return
+        low, _ = self._reader.low_high(stream.topic, stream.partition)
+        gone = look_at_beginning(stream, low, self.topic(stream))
+        if gone is not None:
+            detail = f"offsets {gone} to {low} were deleted before they were read"
+            self.topic(stream).found(Finding.GONE, [place(stream, gone, detail)])
+
     def _never_read(self) -> None:
         known = {stream.topic for stream in self._streams if not stream.retired}
         for topic in self._report.topics.keys() - known:
-            for partition in range(self._described[topic].partitions):
-                low, high = self._reader.low_high(topic, partition)
-                self._report.topics[topic].not_yet_read += high - low
+            ranges = [self._reader.low_high(topic, n) for n in range(self._described[topic].partitions)]
+            self._report.topics[topic].not_yet_read += sum(high - low for low, high in ranges)
+            look_at_unread(ranges, self._report.topics[topic])
 
     # -- sequences --
 

@@ -21,6 +21,8 @@ class Finding(StrEnum):
     """The log or the dead letters hold what the topic does not."""
     WRONG = "wrong"
     """The log holds other content than the record."""
+    GONE = "gone"
+    """The topic deleted records that were not read."""
     CHAIN = "chain"
     """Log segments do not follow each other, or do not end at the stored offset."""
     COUNTS = "counts"
@@ -74,6 +76,12 @@ class TopicReport:
     """Offsets that `offsets adopt` gave up as lost."""
     not_yet_read: int = 0
     """Offsets that the topic holds beyond the stored ones: `ingest` has not come to them. (Tansu may tell too few.)"""
+    deleted_before: dict[int, int] = field(default_factory=dict)
+    """Partition -> offsets that the topic had deleted when Driftline first read it (or has, where nobody did yet)."""
+    unsafe: list[str] = field(default_factory=list)
+    """Settings of the topic under which nothing can be proven; they too make `driftline verify` fail."""
+    warnings: list[str] = field(default_factory=list)
+    """Settings under which records may go unread."""
     in_sequences: int = 0
     """Entries of users' sequences (of `items`: versions) that were compared with the log."""
     findings: dict[Finding, int] = field(default_factory=lambda: dict.fromkeys(Finding, 0))
@@ -103,7 +111,12 @@ class Report:
     @property
     def ok(self) -> bool:
         """Nothing is wrong."""
-        return not any(count for topic in self.topics.values() for count in topic.findings.values())
+        return not any(any(topic.findings.values()) or topic.unsafe for topic in self.topics.values())
+
+    @property
+    def whole(self) -> bool:
+        """Nothing was deleted before it was read, as far as can be seen."""
+        return not any(topic.deleted_before for topic in self.topics.values())
 
     @property
     def read(self) -> int:

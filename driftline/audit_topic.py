@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from numpy.typing import NDArray
 
 from contracts import topics
@@ -24,6 +24,7 @@ from contracts.codec import MAX_AHEAD, MAX_BEHIND, MAX_RECORD_MS, Decoder, Malfo
 from contracts.identity import event_key
 from contracts.records import MAX_ID_CHARS, Record
 from runtime.kafka import KafkaConfig
+from runtime.kafka_options import for_client
 from runtime.lifecycle import Trouble
 
 Ints = NDArray[np.int64]
@@ -133,6 +134,7 @@ class TopicReader:
         self._decoders = {topic: Decoder(record) for topic, record in topics.INPUTS.items()}
         self._consumer = Consumer(
             {
+                **for_client(config.options, "consumer"),  # none of them wins over what an audit stands on
                 "bootstrap.servers": config.bootstrap,
                 "group.id": "driftline-audit",
                 "enable.auto.commit": False,
@@ -143,7 +145,6 @@ class TopicReader:
                 "queued.max.messages.kbytes": 64 * 1024,  # KiB
                 "fetch.queue.backoff.ms": 10,
                 "fetch.wait.max.ms": 50,
-                **config.options,
             },
             logger=logging.getLogger("librdkafka"),
         )
@@ -155,7 +156,11 @@ class TopicReader:
     def low_high(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset still there, and the one after the last."""
         place = TopicPartition(self._config.physical(topic), partition)
-        low, high = self._consumer.get_watermark_offsets(place, timeout=30.0, cached=False)
+        try:
+            low, high = self._consumer.get_watermark_offsets(place, timeout=30.0, cached=False)
+        except KafkaException as error:
+            where = f"{place.topic}[{partition}]"
+            raise Trouble(f"Kafka: {error.args[0].str()}", where=where, todo="run it again") from error
         return low, high
 
     def read(self, topic: str, partition: int, first: int, end: int) -> Iterator[Records]:

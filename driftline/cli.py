@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from confluent_kafka import KafkaException
 
 from driftline.commands import (
     alarms,
@@ -105,6 +106,10 @@ def run(arguments: Sequence[str]) -> int:
     except TooOld as error:
         note(f"wrong call: {Trouble(str(error), where='setting DRIFTLINE_POSTGRES_URL', todo='give a newer server')}")
         return Exit.USAGE
+    except KafkaException as error:
+        todo = "is it well, and DRIFTLINE_KAFKA_BOOTSTRAP right? Then run it again"
+        note(f"failed: {Trouble(f'Kafka: {error.args[0].str()}', todo=todo)}")
+        return Exit.FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
     except Exception as error:

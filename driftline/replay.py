@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from contracts import topics
 from driftline.recorded import Recording, Source
+from driftline.sending import check_topics
+from driftline.shown import note
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
 from runtime.produce import Outgoing, paced, produce
@@ -44,6 +46,7 @@ def replay(
     limit: int | None = None,
     stop: Stop | None = None,
     show_progress: bool = True,
+    despite_settings: bool = False,
 ) -> ReplayReport:
     """Sends a file's events, and their labels when they became known.
 
@@ -51,10 +54,14 @@ def replay(
     :param limit: only the first so many rows in the order of time.
     :param stop: ends the replay between two records; the report says how far it came.
     :param show_progress: a bar on stderr, where that is a terminal.
-    :raises Usage: the file cannot be read or lacks a column. :raises NotDelivered: Kafka refused records.
+    :param despite_settings: send though a topic's settings would delete or refuse such records.
+    :raises Usage: the file cannot be read or lacks a column; or the topics do not fit its times: nothing was sent.
+    :raises NotDelivered: Kafka refused records.
     """
     started = time.monotonic()
     recording, span = Recording(source, limit=limit), _Span(source.columns.topic)
+    if not despite_settings:
+        _check_topics(recording, config)
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -76,6 +83,26 @@ def replay(
         first_at=_time(span.first_ms),
         last_at=_time(span.last_ms),
         seconds=time.monotonic() - started,
+    )
+
+
+def _check_topics(recording: Recording, config: KafkaConfig) -> None:
+    """:raises Usage: a topic would delete or refuse what the recording holds."""
+    source = recording.source
+    if recording.first_at is None or recording.last_at is None:
+        return
+    names = {source.columns.topic}
+    if source.label is not None:
+        names.add(topics.LABELS)
+    if source.beside is not None:
+        names.update(topics.INPUTS)
+    check_topics(
+        config,
+        names,
+        first_at=recording.first_at,
+        last_at=recording.last_at if source.label is None else recording.last_at + source.label.delay,
+        unless="--despite-topic-settings sends all the same",
+        tell=note,
     )
 
 

@@ -120,7 +120,7 @@ class ClientLog:
 
 
 _CLOSED: Final = ": Disconnected"
-_AFTER: Final = re.compile(r"\(after \d+ms (in state \w+)\)")
+_AFTER: Final = re.compile(r" \(after \d+ms in state \w+(, \d+ identical error\(s\) suppressed)?\)")
 
 
 def _recent(told: tuple[float, str] | None) -> str | None:

@@ -63,6 +63,12 @@ def replay(
     ),
     speed: Speed = 0.0,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many rows by time.")] = None,
+    despite: Annotated[
+        bool,
+        typer.Option(
+            "--despite-topic-settings", help="Send though a topic would delete or refuse records of such times."
+        ),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Send recorded events in the order of their times.
@@ -101,7 +107,15 @@ def replay(
         )
     stop = Stop()
     with stop.on_signals():
-        report = send(chosen, call.kafka, speed=speed, limit=limit, stop=stop, show_progress=not json)
+        report = send(
+            chosen,
+            call.kafka,
+            speed=speed,
+            limit=limit,
+            stop=stop,
+            show_progress=not json,
+            despite_settings=despite,
+        )
     if json:
         as_json(asdict(report))
         return

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from contracts.topics import INPUTS
 from driftline.commands import AsJson, example, session
 from driftline.commands.replay import Speed
-from driftline.shown import as_json, say, time
+from driftline.sending import check_topics
+from driftline.shown import as_json, note, say, time
 from runtime.lifecycle import Stop, Usage
 
 if TYPE_CHECKING:
@@ -102,6 +104,14 @@ def _send(context: typer.Context, scenario: Scenario, *, truth: Path | None, spe
     from runtime.produce import paced, produce
 
     call, simulation, stop = session(context), Simulation(scenario), Stop()
+    check_topics(
+        call.kafka,
+        INPUTS,
+        first_at=scenario.start,
+        last_at=scenario.start,  # the end of a world that is sent as it happens lies ahead
+        unless="give --until-now or --live",
+        tell=note,
+    )
     if truth is not None:
         try:
             truth.write_bytes(simulation.truth.json() + b"\n")

@@ -84,6 +84,15 @@ def _show(report: Report) -> None:
             say(f"{topic.topic}: {topic.unproven:,} records are in no log; they may repeat what is nowhere any more")
         if topic.given_up:
             say(f"{topic.topic}: {topic.given_up:,} offsets were given up by `offsets adopt`")
+        if topic.deleted_before:
+            where = ", ".join(
+                f"[{partition}] {offsets:,}" for partition, offsets in sorted(topic.deleted_before.items())
+            )
+            say(f"{topic.topic}: deleted by the topic before anything read it: offsets below {where}")
+        for warning in topic.warnings:
+            note(f"warning: {topic.topic}: {warning}")
+        for unsafe in topic.unsafe:
+            note(f"unsafe: {topic.topic}: {unsafe}")
         for finding, places in topic.places.items():
             for place in places:
                 note(f"{finding}: {place.topic}[{place.partition}] offset {place.offset}: {place.detail}")
@@ -94,7 +103,8 @@ def _show(report: Report) -> None:
             f"retention removed {report.trimmed_events:,} events from the sequences of {report.trimmed_users:,} users, "
             "after it had removed them from the log: nothing is left to compare"
         )
-    verdict = (
-        "every record up to the stored offsets counted exactly once" if report.ok else "NOT as promised; see above"
-    )
+    verdict = "NOT as promised; see above"
+    if report.ok:
+        held = "" if report.whole else " that the topics still held when it was first read"
+        verdict = f"every record up to the stored offsets{held} counted exactly once"
     say(f"\n{verdict} ({report.read:,} records in {report.seconds:.1f} s)")

@@ -207,6 +207,81 @@ INGEST_RULES: tuple[Rule, ...] = (
         kafka=True,
     ),
     Rule(
+        number=2,
+        says="no option of a user decides what happens to deleted ranges",
+        tests=(
+            "tests/unit/runtime/test_kafka_options.py::"
+            "test_an_option_that_the_promise_stands_on_is_refused_by_its_name",
+            f"{_I}test_kafka_options.py::test_every_verb_refuses_an_option_that_overrides_the_promise",
+        ),
+        file="runtime/kafka_options.py",
+        off=(("    if name in PROMISED:\n", "    if False:\n"),),
+    ),
+    Rule(
+        number=2,
+        says="the clients keep what the promise stands on, whatever options they are given",
+        tests=("tests/unit/runtime/test_kafka_options.py::test_nothing_that_slipped_through_wins_over_the_promise",),
+        file="runtime/kafka.py",
+        off=(
+            (
+                '        **kafka_options.for_client(config.options, "consumer"),\n',
+                "",
+            ),
+            (
+                '        "isolation.level": "read_committed",\n',
+                '        "isolation.level": "read_committed",\n'
+                '        **kafka_options.for_client(config.options, "consumer"),\n',
+            ),
+        ),
+        kafka=True,
+    ),
+    Rule(
+        number=3,
+        says="compaction of an event topic is noticed",
+        tests=(f"{_I}test_topic_settings.py::test_a_compacted_event_topic_is_noticed_and_ingest_reads_on_unready",),
+        file="streams/topic_settings.py",
+        off=(("        if not settings.compacts or topic == topics.ITEMS:\n", "        if True:\n"),),
+        kafka=True,
+    ),
+    Rule(
+        number=3,
+        says="a lag older than its topic's retention is not ready",
+        tests=(
+            f"{_I}test_topic_settings.py::"
+            "test_a_lag_older_than_the_retention_is_not_ready_and_one_older_than_half_of_it_is_said",
+            f"{_I}test_topic_settings.py::test_only_what_lies_before_the_first_young_record_endangers",
+        ),
+        file="streams/topic_settings.py",
+        off=(("            if claim.next_offset < over[place]:\n", "            if False:\n"),),
+        kafka=True,
+    ),
+    Rule(
+        number=3,
+        says="`verify` tells of what a topic deleted unread",
+        tests=(
+            f"{_I}test_topic_settings.py::test_what_was_deleted_unread_fails_verify",
+            f"{_I}test_topic_settings.py::"
+            "test_a_stream_that_begins_above_0_is_said_with_the_number_by_ingest_and_verify",
+        ),
+        file="driftline/audit_settings.py",
+        off=(
+            ("    if stream.life == 1 and not stream.kept_from and stream.begins > 0:\n", "    if False:\n"),
+            ("stream.next_offset if stream.next_offset < low else None", "None"),
+        ),
+        kafka=True,
+    ),
+    Rule(
+        number=13,
+        says="`replay` sends nothing that a topic would delete or refuse",
+        tests=(
+            f"{_I}test_topic_settings.py::test_replay_refuses_before_it_sends_what_a_topic_would_not_keep",
+            f"{_I}test_topic_settings.py::test_replay_refuses_for_the_topic_of_its_labels_too",
+        ),
+        file="driftline/replay.py",
+        off=(("    if not despite_settings:\n", "    if False:\n"),),
+        kafka=True,
+    ),
+    Rule(
         number=4,
         says="a range without records is a segment too",
         tests=(f"{_DUPLICATES}test_a_batch_without_records_still_covers_its_offsets",),
