@@ -20,6 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
     ScramCredentialInfo,
     ScramMechanism,
+    UserScramCredentialAlteration,
     UserScramCredentialUpsertion,
 )
 
@@ -111,19 +112,26 @@ def secured_kafka(folder: Path) -> Iterator[Secured]:
         subprocess.run([script, "kill", data], check=True, timeout=30)
 
 
-def _users(config: KafkaConfig) -> None:
-    client = kafka.admin(config)
+def let_in(config: KafkaConfig, *names: str, password: str = PASSWORD) -> None:
+    """By SCRAM."""
     scram = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
-    wanted = [UserScramCredentialUpsertion(name, scram, PASSWORD.encode()) for name in (USER, LIMITED)]
+    wanted: list[UserScramCredentialAlteration] = [
+        UserScramCredentialUpsertion(name, scram, password.encode()) for name in names
+    ]
+    client = kafka.admin(config)
     for answer in client.alter_user_scram_credentials(wanted).values():
         answer.result(20)
-    everything = {"restype": ResourceType.TOPIC, "name": "*", "resource_pattern_type": ResourcePatternType.LITERAL}
+
+
+def _users(config: KafkaConfig) -> None:
+    client = kafka.admin(config)
+    let_in(config, USER, LIMITED)
     rights = [
         (f"User:{LIMITED}", AclOperation.DESCRIBE_CONFIGS, AclPermissionType.DENY),
         ("User:*", AclOperation.ALL, AclPermissionType.ALLOW),
     ]
     for who, what, how in rights:
-        binding = AclBinding(**everything, principal=who, host="*", operation=what, permission_type=how)
+        binding = AclBinding(ResourceType.TOPIC, "*", ResourcePatternType.LITERAL, who, "*", what, how)
         for given in client.create_acls([binding]).values():
             given.result(20)
 

@@ -22,7 +22,7 @@ from streams.agent import Totals
 from streams.drift import Drift
 from tests.integration.drift.watching import send
 from tests.integration.feeding import Sender, event, eventually, ingest, ingest_once, taken
-from tests.integration.secured import LIMITED, Secured, secured_kafka
+from tests.integration.secured import LIMITED, Secured, let_in, secured_kafka
 from tests.integration.test_ingest_positions import running
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
@@ -103,16 +103,19 @@ def test_every_verb_that_runs_once_ends_with_that_reason(
 
 def test_ingest_says_so_while_it_tries_again_and_goes_on_once_it_is_let_in(secured: Secured, database: str) -> None:
     Sender(KafkaConfig(secured.plain)).send(event("e1"))
-    config = KafkaConfig(secured.sasl, secured.sasl_options(password="not-yet"))
+    config = KafkaConfig(secured.sasl, secured.sasl_options(user="carol", password="hunter2"))
     process = ingest(database, config)
     with running(process) as future:
-        why = lambda: str(process._health.report().get("ingest", {}).get("why", ""))  # noqa: E731
+
+        def why() -> str:
+            return str(process._health.report().get("ingest", {}).get("why", ""))
+
         eventually(lambda: "Authentication failed" in why() or future.done())
         assert not process._health.is_ready()
-        assert "not-yet" not in why()
-    future.result(30)
-    right = KafkaConfig(secured.sasl, secured.sasl_options())
-    assert ingest_once(database, right).accepted >= 1
+        assert "hunter2" not in why()
+        let_in(KafkaConfig(secured.plain), "carol", password="hunter2")
+        eventually(process._health.is_ready, within_s=40)
+    assert future.result(30).accepted >= 1
 
 
 @pytest.mark.parametrize("way", ["PLAIN", "SCRAM-SHA-256", "SSL", "SASL_SSL", "pem"])

@@ -39,7 +39,8 @@ def alter(config: KafkaConfig, topic: str, **settings: str) -> None:
         for name, value in settings.items()
     ]
     resource = ConfigResource(ResourceType.TOPIC, config.physical(topic), incremental_configs=entries)
-    for answer in kafka.admin(config).incremental_alter_configs([resource]).values():
+    client = kafka.admin(config)
+    for answer in client.incremental_alter_configs([resource]).values():
         answer.result(20)
 
 
