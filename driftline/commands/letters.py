@@ -111,6 +111,7 @@ def replay(
     if value is not None and len(ids) != 1:
         raise Usage("--value is the body of one dead letter", todo="name exactly one ID")
     call = session(context)
+    kafka = call.kafka  # looked at before anything is
     with call.reading() as connection:
         if reason is not None:
             found = dead_letters.newest(connection, reason=reason, replayed=False, limit=limit)
@@ -127,7 +128,7 @@ def replay(
         except Refused as trouble:
             refused.append(letter.id)
             note(f"refused: {trouble}")
-    letters.send(sent, call.kafka)
+    letters.send(sent, kafka)
     if json:
         as_json({"sent": [record.id for record in sent], "came_in_before": done, "refused": refused})
     else:
