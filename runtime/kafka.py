@@ -405,7 +405,8 @@ def _common(config: KafkaConfig, kind: Kind) -> dict[str, Any]:
     def on_error(error: KafkaError) -> None:
         metrics.kafka_errors.inc(1, client=kind)
         if config.causes.tell(error):
-            _client_log.warning("%s: %s", kind, error.str())
+            # What an admin client meets is raised by the call that met it.
+            _client_log.log(logging.DEBUG if kind == "admin" else logging.WARNING, "%s: %s", kind, error.str())
 
     return {
         "bootstrap.servers": config.bootstrap,

@@ -67,10 +67,12 @@ class Causes:
     def tell(self, error: KafkaError) -> bool:
         """From an error callback. Whether it is news: it was not told within the last `SAID_AGAIN_S`."""
         text = _AFTER.sub("", error.str())
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # says nothing beyond the others
+            return False
         with self._lock:
             if error.code() in _REFUSALS:
                 self._refusal = (time.monotonic(), text)
-            elif error.code() != KafkaError._ALL_BROKERS_DOWN:  # says nothing beyond the others
+            else:
                 self._trouble = (time.monotonic(), text)
             return self._is_news(text)
 
@@ -106,15 +108,20 @@ class Causes:
 
 
 class ClientLog:
-    """The logger of a client: passes lines on, and keeps what a closed connection says instead."""
+    """The logger of a client: passes lines on, but for those on failed connections, many a second.
+
+    The error callback is told the same, except that a connection was closed: that is kept here.
+    """
 
     def __init__(self, logger: logging.Logger, causes: Causes) -> None:
         self._logger, self._causes = logger, causes
 
     def log(self, level: int, text: str, *parts: Any) -> None:
         """One line, as confluent_kafka calls it: (facility, client, text)."""
-        if parts and parts[0] == "FAIL" and _CLOSED in str(parts[-1]):
-            self._causes.tell_closed(str(parts[-1]).partition("]: ")[2] or str(parts[-1]))
+        if parts and parts[0] == "FAIL":
+            said = str(parts[-1]).partition("]: ")[2] or str(parts[-1])  # without the thread's name
+            if _CLOSED in said:
+                self._causes.tell_closed(said)
         else:
             self._logger.log(level, text, *parts)
 

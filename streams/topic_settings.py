@@ -22,7 +22,7 @@ from streams.collect import Place
 
 LOOK_EVERY_S: Final = 30.0
 """Seconds between two looks during a claim: settings are mended, and a lag grows, while a process runs."""
-TIMEOUT_S: Final = 4.0
+TIMEOUT_S: Final = 2.0
 
 _log = structlog.get_logger(__name__)
 

@@ -81,6 +81,14 @@ def test_a_connection_that_is_closed_at_once_points_at_the_protocol(caplog: pyte
         line = "[thrd:a:1/bootstrap]: a:1/bootstrap: Disconnected: closed by peer (after 3ms in state APIVERSION_QUERY)"
         log.log(20, "%s [%s] %s", "FAIL", "rdkafka#producer-1", line)
         log.log(30, "%s [%s] %s", "CONFWARN", "rdkafka#producer-1", "something else")
+        for n in range(5):
+            log.log(
+                40,
+                "%s [%s] %s",
+                "FAIL",
+                "rdkafka#producer-1",
+                f"[thrd:b:1]: b:1: refused (after {n}ms in state CONNECT)",
+            )
     assert caplog.messages == ["CONFWARN [rdkafka#producer-1] something else"]
     assert "security.protocol" in str(told(KafkaError._TRANSPORT, causes))
 
