@@ -182,6 +182,12 @@ def rejoins(reason: Literal["commit_error", "database_away", "kafka_error"]) -> 
     """Times the process left its group and joined again."""
 
 
+@_gauge("driftline_ingest_topic_danger")
+def topic_danger(topic: str) -> None:
+    """Whether the topic may remove what is not read: 0 no, 1 unread records are older than half of its retention (or go
+    by size), 2 older than all of it, or events are compacted."""
+
+
 # -- train --
 
 

@@ -14,7 +14,7 @@ import structlog
 from confluent_kafka.admin import AdminClient
 
 from contracts import topics
-from runtime import kafka
+from runtime import kafka, metrics
 from runtime.kafka import BrokerAway, BrokerRefused, KafkaConfig, TopicDescription, TopicMissing
 from runtime.topic_settings import TopicSettings, span
 from storage.offsets import Claim
@@ -39,6 +39,8 @@ class TopicWatch:
         self._look_at = 0.0
         self._reasons: list[str] = []
         self._said: set[str] = set()
+        self._danger: dict[str, int] = {}
+        """Topic -> 1 or 2, as the metric says it."""
 
     def why_unsafe(self, claims: Mapping[Place, Claim], described: Mapping[str, TopicDescription]) -> str:
         """Why the topics may lose what is not read yet; "" = they do not, or nobody can tell."""
@@ -65,6 +67,7 @@ class TopicWatch:
 
     def _look(self, claims: list[Claim], described: Mapping[str, TopicDescription]) -> None:
         # Tansu keeps no settings: nothing is deleted or compacted there.
+        self._danger = {}
         names = sorted({claim.stream.topic for claim in claims if described[claim.stream.topic].full_kafka})
         try:
             found = kafka.topic_configs(self._config, names, client=self._client, timeout_s=TIMEOUT_S)
@@ -80,6 +83,8 @@ class TopicWatch:
             self._say_once("ingest.topic_settings_unknown", reason=str(error))
             return
         self._reasons = [reason for reason in reasons if reason]
+        for topic in topics.INPUTS:
+            metrics.topic_danger.set(self._danger.get(topic, 0), topic)
 
     def _of_settings(self, topic: str, settings: TopicSettings) -> str:
         self._say_once(
@@ -93,6 +98,7 @@ class TopicWatch:
             behind_ms=settings.behind_ms,
         )
         if settings.deletes and settings.retention_bytes >= 0:
+            self._danger[topic] = 1
             self._say_once(
                 "ingest.topic_deletes_by_size",
                 topic=topic,
@@ -105,6 +111,7 @@ class TopicWatch:
             f"{self._config.physical(topic)} is compacted: of one key's events all but the newest may go, read or not; "
             "set its cleanup.policy to delete"
         )
+        self._danger[topic] = 2
         self._say_once("ingest.topic_compacts_events", topic=topic, reason=reason)
         return reason
 
@@ -131,8 +138,10 @@ class TopicWatch:
                     f"that the topic keeps (retention.ms={keeps_ms}) and may go any moment; set retention.ms=-1"
                 )
                 self._say_once("ingest.lag_beyond_retention", place=where, reason=reason)
+                self._danger[place[0]] = 2
                 reasons.append(reason)
             elif claim.next_offset < half[place]:
+                self._danger[place[0]] = max(1, self._danger.get(place[0], 0))
                 self._say_once(
                     "ingest.lag_near_retention",
                     place=where,

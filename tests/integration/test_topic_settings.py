@@ -21,7 +21,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from contracts import topics
 from contracts.codec import encode
 from driftline.cli import run
-from runtime import kafka
+from runtime import kafka, metrics
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
 from storage.offsets import Claim, Stream
@@ -80,6 +80,11 @@ def watched(config: KafkaConfig, next_offset: int, *, later_days: float = 0, epo
     return why, [line["event"] for line in told]
 
 
+def danger() -> float | None:
+    """What the metric says of user events."""
+    return metrics.REGISTRY.get_sample_value("driftline_ingest_topic_danger", {"topic": topics.USER})
+
+
 # -- ingest --
 
 
@@ -115,12 +120,15 @@ def test_a_lag_older_than_the_retention_is_not_ready_and_one_older_than_half_of_
     alter(kafka_topics, topics.USER, retention_ms=str(10 * DAY_MS))
     put(kafka_topics, 5)
     assert watched(kafka_topics, 2) == ("", ["ingest.topic_settings"])
+    assert danger() == 0
     why, told = watched(kafka_topics, 2, later_days=6)
     assert (why, told[1:]) == ("", ["ingest.lag_near_retention"])
+    assert danger() == 1
     why, told = watched(kafka_topics, 2, later_days=11)
     assert f"{kafka_topics.physical(topics.USER)}[1]: unread offsets 2 to 5 are older than the 10 days" in why
     assert "retention.ms=864000000" in why
     assert told[1:] == ["ingest.lag_beyond_retention"]
+    assert danger() == 2
     assert watched(kafka_topics, 5, later_days=11)[0] == ""  # all is read: nothing can be lost
 
 
