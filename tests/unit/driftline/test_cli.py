@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from confluent_kafka import KafkaError, KafkaException
 from pydantic import SecretStr
 
 from driftline import stack
@@ -118,6 +119,19 @@ def test_an_unexpected_error_is_one_short_message(
     monkeypatch.setenv("DRIFTLINE_LOG_LEVEL", "debug")
     assert run(["migrate"]) == Exit.FAILED
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_a_kafka_client_raises_is_told_in_its_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: Session) -> str:
+        raise KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION, "the leader moved"))
+
+    monkeypatch.setattr(Session, "postgres_url", property(broken))
+    assert run(["migrate"]) == Exit.FAILED
+    told = capsys.readouterr().err
+    assert "Kafka: the leader moved" in told
+    assert "unexpected" not in told
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
