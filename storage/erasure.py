@@ -34,6 +34,8 @@ class Erased:
     """Of the users' own sequences."""
     irreproducible: int
     """Snapshots that can no longer be rebuilt, earlier erasures' among them."""
+    unknown: tuple[str, ...]
+    """Users of whom neither this erasure nor an earlier one found anything; suppressed like the others."""
 
 
 # Due before the next step: those journalled already ran, or will run, with what the log holds of them.
@@ -105,11 +107,17 @@ def erase(engine: Engine, users: Sequence[str], *, done: Callable[[Step], None] 
             connection.execute(_MENDED_MEANWHILE, {"hashes": hashes})
         forgetting.strings(connection, own, payees)
         irreproducible = _count(connection)
+        unknown = suppression.unknown(connection, users)
     with engine.begin() as connection:
         connection.execute(_STATISTICS)
     done("strings")
     return Erased(
-        log_rows=log_rows, others=len(others), letters=letters, entries=entries, irreproducible=irreproducible
+        log_rows=log_rows,
+        others=len(others),
+        letters=letters,
+        entries=entries,
+        irreproducible=irreproducible,
+        unknown=tuple(unknown),
     )
 
 

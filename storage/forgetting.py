@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 
 from contracts import topics
-from storage import log, predictions, sealing, signatures, trimming
+from storage import log, predictions, sealing, signatures, suppression, trimming
 from storage.dead_letters import ERASED_DETAIL
 
 _NAMING_TOPICS = (topics.USER, topics.PAYMENT, topics.RELATIONAL, topics.LABELS)
@@ -64,7 +64,7 @@ _UNTOLD = text("""
 """)
 
 _IDS = text("""
-    SELECT id, space FROM vocabulary WHERE space IN (1, 4) AND value = ANY(CAST(:values AS text[]))
+    SELECT id, space, value FROM vocabulary WHERE space IN (1, 4) AND value = ANY(CAST(:values AS text[]))
 """)
 
 _COUNTERPARTS = text("""
@@ -126,7 +126,7 @@ def from_segment(connection: Connection, place: Place, users: Sequence[str]) -> 
     """Takes users' rows out of a log segment with what was predicted of them, and marks snapshots learnt from them;
     how many rows.
 
-    They count as suppressed from now on, as a replay would count them.
+    They count as suppressed from now on, as a replay would count them, and the users as found.
     """
     key = {"stream_id": place.stream_id, "first": place.first, "epoch": place.epoch}
     stored = connection.scalar(_ROWS, key)
@@ -137,6 +137,7 @@ def from_segment(connection: Connection, place: Place, users: Sequence[str]) -> 
     if not named.any():
         return 0
     left = rows.filter(pa.array(~named)).combine_chunks()
+    suppression.found(connection, _names_in(rows.filter(pa.array(named))) & set(users))
     bounds = pc.min_max(left["at"]).as_py()
     values = {"rows": log.encode_rows(left) if left.num_rows else None, "gone": int(named.sum())}
     connection.execute(_PUT_BACK, {**key, **values, "first_event_at": bounds["min"], "last_event_at": bounds["max"]})
@@ -154,15 +155,28 @@ def _named(rows: pa.Table, users: Sequence[str]) -> np.ndarray[tuple[int], np.dt
     return named
 
 
+def _names_in(rows: pa.Table) -> set[str]:
+    """Users and counterparts that stand in rows."""
+    return {
+        name for column in {"user", "other"} & set(rows.column_names) for name in pc.unique(rows[column]).to_pylist()
+    }
+
+
 def _mark_touched(connection: Connection, stream_id: int, position: int) -> None:
     """Snapshots whose learner has passed the position cannot be rebuilt any more."""
     connection.execute(_TOUCHED, {"stream": str(stream_id), "position": position})
 
 
 def ids_of(connection: Connection, users: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Numbers of the users' strings: as users, as payees."""
+    """Numbers of the users' strings: as users, as payees. Who has one counts as found."""
     rows = connection.execute(_IDS, {"values": list(users)}).all()
+    suppression.found(connection, {row.value for row in rows})
     return [row.id for row in rows if row.space == 1], [row.id for row in rows if row.space == 4]
+
+
+def known_of(connection: Connection, names: Collection[str]) -> set[str]:
+    """Those of the names under which there is a user or a payee."""
+    return {row.value for row in connection.execute(_IDS, {"values": list(names)})}
 
 
 def others_of(connection: Connection, users: Sequence[int], payees: Sequence[int]) -> list[int]:
@@ -189,15 +203,17 @@ def sequences_of(connection: Connection, users: Sequence[int]) -> int:
 
 
 def from_letters(connection: Connection, users: Collection[str]) -> int:
-    """Empties dead letters that name users; how many."""
+    """Empties dead letters that name users, who count as found; how many."""
     naming = naming_pattern(users)
-    emptied = 0
+    emptied, named = 0, set[str]()
     for letter in list(_letters(connection)):
         content = b"\0".join([letter.key or b"", letter.value or b"", letter.detail.encode()])
         if naming.search(content):
             key = {"stream_id": letter.stream_id, "position": letter.position, "epoch": letter.epoch}
             connection.execute(_BLANK, {**key, "detail": ERASED_DETAIL})
             emptied += 1
+            named |= {user for user in set(users) - named if naming_pattern([user]).search(content)}
+    suppression.found(connection, named)
     return emptied
 
 

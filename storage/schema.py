@@ -253,6 +253,13 @@ suppression = Table(
     ),
     Column("version", BigInteger, nullable=False),
     Column("created_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    Column(
+        "found",
+        Boolean,
+        nullable=False,
+        server_default=text("true"),
+        comment="whether an erasure found anything of the user; false: the name may be misspelt",
+    ),
     comment="Erased users: their records are no longer accepted.",
 )
 

@@ -58,10 +58,12 @@ _VERSION = text("SELECT coalesce(max(version), 0) FROM suppression")
 # New streams are registered with the newest version there is: none may be on its way meanwhile.
 _HOLD_STREAMS = text("LOCK TABLE stream_offset IN SHARE ROW EXCLUSIVE MODE")
 _ADD = text("""
-    INSERT INTO suppression (user_hash, version)
-    SELECT hash, (SELECT coalesce(max(version), 0) + 1 FROM suppression)
+    INSERT INTO suppression (user_hash, version, found)
+    SELECT hash, (SELECT coalesce(max(version), 0) + 1 FROM suppression), false
     FROM unnest(CAST(:hashes AS bytea[])) AS hash ON CONFLICT (user_hash) DO NOTHING
 """)
+_FOUND = text("UPDATE suppression SET found = true WHERE user_hash = ANY(CAST(:hashes AS bytea[])) AND NOT found")
+_UNFOUND = text("SELECT user_hash FROM suppression WHERE user_hash = ANY(CAST(:hashes AS bytea[])) AND NOT found")
 _RAISE = text("UPDATE stream_offset SET suppression_version = (SELECT coalesce(max(version), 0) FROM suppression)")
 
 
@@ -103,6 +105,20 @@ def suppress(connection: Connection, users: Collection[str]) -> list[bytes]:
     connection.execute(_ADD, {"hashes": hashes})
     connection.execute(_RAISE)
     return hashes
+
+
+def found(connection: Connection, users: Collection[str]) -> None:
+    """Notes, in the transaction that takes it out, that there was something of these suppressed users."""
+    if users:
+        key = bytes(connection.scalar(_KEY))
+        connection.execute(_FOUND, {"hashes": sorted(user_hash(key, user) for user in users)})
+
+
+def unknown(connection: Connection, users: Collection[str]) -> list[str]:
+    """Those of these suppressed users of whom no erasure ever found anything, sorted."""
+    key = bytes(connection.scalar(_KEY))
+    names = {user_hash(key, user): user for user in users}
+    return sorted(names[bytes(row)] for row in connection.scalars(_UNFOUND, {"hashes": list(names)}))
 
 
 def alone(connection: Connection) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from contracts import topics
+from driftline.cli import run
+from runtime.lifecycle import Exit
 from storage import erasure, journal, registry, suppression
 from storage.log import decode_rows
 from storage.suppression import Suppression
@@ -220,3 +226,105 @@ def test_words_of_erased_users_are_known_in_bytes_nobody_could_read(database: st
         assert erased.named_in(content), content
     for content in (b"hannah", b'{"user_id":"anna"}', b"", b"\xff\xfe"):
         assert not erased.named_in(content), content
+
+
+def erased_by_list(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str, code: Exit
+) -> dict[str, Any]:
+    """Runs `erase --from` a file with this content; what its JSON says."""
+    file = tmp_path / "asked.txt"
+    file.write_bytes(content.encode())
+    capsys.readouterr()
+    assert run(["erase", "--from", str(file), "--yes", "--json", *more]) == code
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return told
+
+
+@pytest.fixture
+def _verbs_find_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRIFTLINE_POSTGRES_URL", database)
+
+
+@pytest.mark.usefixtures("_verbs_find_it")
+def test_a_list_that_a_spreadsheet_wrote_erases_whom_it_names(
+    database: str, owner: MakeOwner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner().write_events(event("e1", "anna"), event("e2", "a\u2028b"))
+    told = erased_by_list("\ufeffanna\r\nben\r\na\u2028b\r\n\r\n", tmp_path, capsys, code=Exit.REFUSED)
+    assert holding(database, "anna") == []
+    assert holding(database, "a\u2028b") == []
+    assert told["unknown"] == [{"user": "ben", "did_you_mean": []}]
+    assert (told["users"], told["log_rows"], told["empty_lines"]) == (3, 2, 1)
+
+
+@pytest.mark.usefixtures("_verbs_find_it")
+def test_nobody_is_erased_by_a_guess_and_whom_it_may_mean_is_told(
+    database: str, owner: MakeOwner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner().write_events(event("e1", "anna"), event("e2", ' "ben" '), event("e3", "ben"))
+    assert run(["erase", " anna", "--yes"]) == Exit.REFUSED
+    told = capsys.readouterr()
+    assert "did you mean 'anna', who is still there?" in told.err
+    assert "erased 0" in told.out
+    assert erased_by_list(' "ben" \n', tmp_path, capsys, code=Exit.DONE)["unknown"] == []
+    assert {user for _, user, _ in taken(database).identities} == {"anna", "ben"}
+
+
+@pytest.mark.usefixtures("_verbs_find_it")
+def test_who_is_unknown_stays_so_however_often_it_is_asked_and_who_was_erased_is_known(
+    database: str, owner: MakeOwner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = owner(*PLACES)
+    write_everything(one)
+    one.write_events(label("l3", "zoe", 3), topic=topics.LABELS)  # no event of hers ever came
+    first = one.claims[topics.USER, 0].next_offset
+    one.write({(topics.USER, 0): [message(topics.USER, first, key=b"k", value=b'{"user_id":"leo"')]})
+    names = f"{GONE}\nshop\nzoe\nleo\ntypo\n"
+    for _ in range(2):
+        told = erased_by_list(names, tmp_path, capsys, code=Exit.REFUSED)
+        assert told["unknown"] == [{"user": "typo", "did_you_mean": []}], "of each of the others there was something"
+    assert erased_by_list(names, tmp_path, capsys, "--allow-unknown", code=Exit.DONE)["unknown"][0]["user"] == "typo"
+    assert query(database, "SELECT count(*), max(version) FROM suppression") == [(5, 1)]
+    one.write_events(event("e9", "typo", 9))
+    assert "typo" not in {user for _, user, _ in taken(database).identities}, "blocked all the same"
+    assert erased_by_list(names, tmp_path, capsys, code=Exit.REFUSED)["unknown"][0]["user"] == "typo"
+
+
+@pytest.mark.parametrize("step", ["suppressed", "log", "others", "letters", "sequences"])
+def test_an_interrupted_erasure_still_knows_whom_it_found(database: str, owner: MakeOwner, step: str) -> None:
+    one = owner(*PLACES)
+    write_everything(one)
+    one.write_events(label("l3", "zoe", 3), topic=topics.LABELS)
+
+    def die(done: str) -> None:
+        if done == step:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        erasure.erase(engine_of(database), [GONE, "zoe", "typo"], done=die)
+    assert erasure.erase(engine_of(database), [GONE, "zoe", "typo"]).unknown == ("typo",)
+
+
+@pytest.mark.usefixtures("_verbs_find_it")
+def test_a_list_that_cannot_be_read_erases_nobody(
+    database: str, owner: MakeOwner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner().write_events(event("e1", "anna"))
+    file = tmp_path / "asked.txt"
+    file.write_bytes("anna\nren\u00e9\n".encode("latin-1"))
+    assert run(["erase", "--from", str(file), "--yes"]) == Exit.USAGE
+    assert "line 2" in capsys.readouterr().err
+    assert {user for _, user, _ in taken(database).identities} == {"anna"}
+
+
+@pytest.mark.usefixtures("_verbs_find_it")
+def test_a_list_comes_from_standard_input_too(
+    database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner().write_events(event("e1", "anna"), event("e2", "ben"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"anna\r\n")))
+    assert run(["erase", "--from", "-"]) == Exit.USAGE
+    assert "--yes" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"anna\r\n")))
+    assert run(["erase", "--from", "-", "--yes"]) == Exit.DONE
+    assert {user for _, user, _ in taken(database).identities} == {"ben"}

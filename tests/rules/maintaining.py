@@ -58,6 +58,29 @@ MAINTENANCE_RULES: tuple[Rule, ...] = (
         off=(("if letter.names(suppressed) else letter", "if False else letter"),),
     ),
     Rule(
+        number=10,
+        says="a list of users to erase is cut at line ends alone, and nothing else of a line is taken off",
+        tests=("tests/unit/driftline/test_id_lists.py::test_an_id_is_what_stands_in_its_line",),
+        file="driftline/id_lists.py",
+        off=(
+            ("content.removeprefix(BOM_UTF8)", "content"),
+            (r'if line := line.removesuffix(b"\r"):', "if line := line.strip():"),
+        ),
+    ),
+    Rule(
+        number=10,
+        says="who was asked to be erased and never known is told at every call, and nobody else is",
+        tests=(
+            f"{_ERASURE}test_who_is_unknown_stays_so_however_often_it_is_asked_and_who_was_erased_is_known",
+            f"{_ERASURE}test_an_interrupted_erasure_still_knows_whom_it_found",
+        ),
+        file="storage/forgetting.py",
+        off=(
+            ("    suppression.found(connection, _names_in(rows.filter(pa.array(named))) & set(users))\n", ""),
+            ("    suppression.found(connection, {row.value for row in rows})\n", ""),
+        ),
+    ),
+    Rule(
         number=11,
         says="two who replace rows of one user do so one after the other",
         tests=(f"{_SEALING}test_a_second_sealer_waits_for_the_first_and_then_sees_its_rows",),
