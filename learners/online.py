@@ -23,7 +23,8 @@ from learners.blocks.optimizers import adam, clip, row_adagrad
 from learners.blocks.quadrature import log_rule
 from learners.blocks.thinning import next_times
 from learners.blocks.time_features import KNEE
-from learners.coding import check_config, check_like, check_names, from_json_tensor, json_tensor, prefixed
+from learners.blocks.time_unit import TimeUnit
+from learners.coding import below, check_config, check_like, check_names, from_json_tensor, json_tensor, prefixed
 from learners.models.prompttpp import (
     TYPE_BLOCK,
     Encoding,
@@ -42,8 +43,7 @@ from learners.protocol import ForeignState, Loss, Losses, Needs, Prediction, Rep
 from learners.randomness import uniform, uniform_tensor
 from learners.vocabulary import UNKNOWN, UNKNOWN_NAME, Vocabulary, rows_for
 
-VERSION: Final = "1"
-GAPS_FOR_UNIT: Final = 256
+VERSION: Final = "2"
 DEFAULT_UNIT_S: Final = 3600.0
 TYPE_EDGES: Final = np.concatenate([[0.0], 10.0 ** np.linspace(-3, 3, 10)])
 """Panels, units from now, over which types are averaged; two nodes in each."""
@@ -76,10 +76,8 @@ class PromptTPP:
         self._weights = initial_weights(self.config, TYPE_BLOCK)
         self._fill_row(UNKNOWN, UNKNOWN_NAME)
         self._moments: Weights | None = initial_moments(self._weights)
-        self._counts = dict.fromkeys(("steps", "pool_steps", "events", "gaps"), 0)
-        self._log_gaps = 0.0
-        """Sum of log microseconds of the first gaps."""
-        self._unit_us = 1e6 * (self.config.time_unit_s or DEFAULT_UNIT_S)
+        self._counts = dict.fromkeys(("steps", "pool_steps", "events"), 0)
+        self._unit = TimeUnit(start_us=1e6 * (self.config.time_unit_s or DEFAULT_UNIT_S))
         self._device = torch.device("cpu")
         self._usage = torch.full((self.config.layers, self.config.pool), 0.0)
         """[layers, M] moving share of rows that retrieved each prompt."""
@@ -95,7 +93,7 @@ class PromptTPP:
     @property
     def time_unit_s(self) -> float:
         """Seconds of one unit of the model's time."""
-        return self._unit_us * 1e-6
+        return self._unit.us * 1e-6
 
     @property
     def usage(self) -> Tensor:
@@ -154,12 +152,12 @@ class PromptTPP:
             context,
             query,
             vocabulary=self._vocabulary,
-            unit_us=self._unit_us,
+            unit_us=self._unit.us,
             time_dim=self.config.time_dim,
         ).to(self._device)
 
     def _units(self, microseconds: Ints) -> Floats:
-        return np.asarray(microseconds / self._unit_us)
+        return np.asarray(microseconds / self._unit.us)
 
     def _panels(self, encoding: Encoding, edges: Floats, nodes: int) -> tuple[Floats, Floats, Tensor]:
         """Query times and weights of every panel [edges[p], edges[p + 1]] from now, and states there."""
@@ -196,7 +194,7 @@ class PromptTPP:
         if not quantiles:
             return torch.zeros((rows, 0), dtype=torch.float64)
         units = quantile_times(partial(self._compensators, encoding), rows, quantiles)
-        return torch.from_numpy(units * self._unit_us * 1e-6)
+        return torch.from_numpy(units * self._unit.us * 1e-6)
 
     def _compensators(self, encoding: Encoding, edges: Floats) -> tuple[Floats, Floats]:
         """Compensator of each panel [B, P], and the rate [B, 1] at the last node."""
@@ -302,10 +300,11 @@ class PromptTPP:
             loss = loss + c.match_weight * match
         moved = self._move(w, loss)
         self._count(encoding, target)
+        revised = self._learn_unit(batch, encoding)
         numbered = self._learn_types(batch)
         return Report(
             losses=losses,
-            actions=numbered if moved else (NOT_FINITE, *numbered),
+            actions=(*(() if moved else (NOT_FINITE,)), *revised, *numbered),
             retrieved=_retrieved(encoding.chosen),
         )
 
@@ -338,19 +337,34 @@ class PromptTPP:
         return True
 
     def _count(self, encoding: Encoding, target: Target) -> None:
-        """Step, events, usage of the pool, and the time unit while it is still being estimated."""
+        """Step, events and usage of the pool."""
         self._counts["steps"] += 1
         if encoding.chosen is not None and len(encoding.chosen):
             self._usage = torch.lerp(self._usage, encoding.chosen.float().mean(dim=0).cpu(), 0.01)
-        if target.kind is TargetKind.TICK:
-            return
-        self._counts["events"] += len(target.at)
-        since = target.at - encoding.histories.last
-        gaps = since[np.asarray(target.timed) & (since > 0)]
-        if self.config.time_unit_s is None and self._counts["gaps"] < GAPS_FOR_UNIT and len(gaps):
-            self._counts["gaps"] += len(gaps)
-            self._log_gaps += float(np.log(gaps).sum())
-            self._unit_us = math.exp(self._log_gaps / self._counts["gaps"])
+        if target.kind is not TargetKind.TICK:
+            self._counts["events"] += len(target.at)
+
+    def _learn_unit(self, batch: Batch, encoding: Encoding) -> tuple[str, ...]:
+        """Lets the step's gaps speak for the unit of time. Where it is given up, weights keep their meaning in
+        units, or the rate keeps its own in seconds: whichever explains this step better."""
+        target = batch.target
+        if self.config.time_unit_s is not None or target.kind is TargetKind.TICK:
+            return ()
+        gaps = target.at - encoding.histories.last
+        timed = np.asarray(target.timed) & (gaps > 0)
+        before = self._unit.learn(gaps[timed], target.resolution[timed])
+        if before is None:
+            return ()
+        in_units = self._weights["rate_scale"]
+        in_seconds = in_units + math.log(self._unit.us / before)
+        with torch.no_grad():
+            histories = self._histories(batch.context, batch.query)
+            costs = []
+            for self._weights["rate_scale"] in (in_units, in_seconds):
+                memo = self._forward(histories)
+                costs.append(float(self._nll(memo.leaves, memo.encoding, target)["time"].mean()))
+        self._weights["rate_scale"] = in_seconds if costs[1] < costs[0] else in_units
+        return (f"unit of time {before * 1e-6:.6g} s -> {self.time_unit_s:.6g} s",)
 
     def _learn_types(self, batch: Batch) -> tuple[str, ...]:
         """Numbers new types, after the step: they were scored, and learnt, as UNKNOWN."""
@@ -392,19 +406,19 @@ class PromptTPP:
         return {
             "meta": json_tensor(meta),
             "vocabulary": self._vocabulary.state(),
-            "time_unit_us": torch.tensor(self._unit_us, dtype=torch.float64),
+            "time_unit_us": torch.tensor(self._unit.us, dtype=torch.float64),
             **_copied(prefixed("weights.", self._weights)),
         }
 
     def state(self) -> State:
-        """Everything, as tensors; "counts" holds steps, pool steps, events and gaps."""
+        """Everything, as tensors; "counts" holds steps, pool steps and events."""
         if self._moments is None:
             raise ServingOnly
         return {
             **self.serving_state(),
             **_copied(prefixed("moments.", self._moments)),
             "counts": torch.tensor(list(self._counts.values()), dtype=torch.int64),
-            "log_gaps": torch.tensor(self._log_gaps, dtype=torch.float64),
+            **prefixed("unit.", self._unit.state()),
             "usage": self._usage.clone(),
         }
 
@@ -428,10 +442,11 @@ class PromptTPP:
         if full:
             like |= prefixed("moments.", initial_moments(weights))
             like |= {"counts": torch.zeros(len(self._counts), dtype=torch.int64), "usage": self._usage}
-            like["log_gaps"] = like["time_unit_us"]
+            like |= prefixed("unit.", self._unit.state())
         check_names(state, {*like, "meta", "vocabulary"})
         for name, tensor in like.items():
             check_like(name, state[name], tensor)
+        unit = TimeUnit.from_state(float(state["time_unit_us"]), below("unit.", state) if full else None)
         counts = state["counts"].tolist() if full else [0] * len(self._counts)
         self._vocabulary = vocabulary
         # In our own order of names, not the state's (a file's is arbitrary): norms are summed in it.
@@ -440,8 +455,7 @@ class PromptTPP:
         self._moments = _copied({name: state[f"moments.{name}"] for name in names}) if full else None
         self.to(self._device)
         self._counts = dict(zip(self._counts, counts, strict=True))
-        self._unit_us = float(state["time_unit_us"])
-        self._log_gaps = float(state["log_gaps"]) if full else 0.0
+        self._unit = unit
         self._usage = state["usage"].detach().clone() if full else torch.zeros_like(self._usage)
 
 

@@ -232,6 +232,12 @@ def train_loss(learner: str, arm: str, loss: str) -> None:
     """Mean prequential loss over the rows of the newest step that had any."""
 
 
+@_gauge("driftline_train_loss_excess")
+def train_loss_excess(learner: str, loss: str) -> None:
+    """Nats that the learner's mean loss of the last 32 steps lies above that of its best reference; below 0 = it beats
+    them all."""
+
+
 @_histogram("driftline_train_step_seconds")
 def step_seconds(learner: str) -> None:
     """Seconds of one step, journal and publishing included."""

@@ -17,6 +17,7 @@ from runtime.lifecycle import Stop, Transient
 from storage import log
 from storage.journal import Seat, Step
 from storage.registry import snapshot_id
+from streams.excess import Excess
 from streams.merge import LogRow, Row
 
 WAIT_S = 1.0
@@ -47,6 +48,7 @@ class ProgressLedger:
         self._producer = kafka.producer(config)
         self._given_up: KafkaError | None = None
         self._sums: dict[tuple[str, str], Tally] = {}
+        self._excess = Excess()
 
     def tell(self, seat: Seat, step: Step, rows: Sequence[Row], report: CohortReport) -> None:
         """Queues the record of a step; a repeated step repeats its id."""
@@ -55,6 +57,8 @@ class ProgressLedger:
                 self._sums[arm, loss] = self._sums.get((arm, loss), Tally()) + tally
                 if tally.count:
                     metrics.train_loss.set(tally.mean, seat.learner, arm, loss)
+        for loss, nats in self._excess.add(report.losses).items():
+            metrics.train_loss_excess.set(nats, seat.learner, loss)
         events = [row.event for row in rows if isinstance(row, LogRow)]
         front = step.front or log.time_of(0)
         times = [log.time_of(event.at) for event in events] or [front]

@@ -18,7 +18,7 @@ Where this differs from 1) and 2), and why:
   Gauss rule of few nodes integrates them. State rows start from the last event's embedding, not from 0.
 - One pool per layer for keys and values together, retrieved per position from what lies before it.
 
-Time inside is in the model's own unit (geometric mean of the first gaps learnt); shape legend in `batch.py`;
+Time inside is in the model's own unit, the typical gap (`blocks/time_unit.py`); shape legend in `batch.py`;
 X = D + T + R is the width of a token: embedding, waves of its time, bank of its gap; G = times asked per row.
 """
 
@@ -87,7 +87,7 @@ class PromptTPPConfig:
     clip_norm: float = 1.0
     max_types: int = 1024
     time_unit_s: float | None = None
-    """Seconds; None: estimated from the first gaps learnt."""
+    """Seconds; None: estimated from the gaps learnt, and given up when it no longer fits."""
 
     def __post_init__(self) -> None:
         positive = ("last_n", "hidden", "layers", "heads", "refresh_every", "unknown_every", "nodes", "max_types")
