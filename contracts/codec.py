@@ -120,8 +120,13 @@ class Decoder:
         return version in self._versions
 
     def _decode_again(self, value: bytes) -> Record:
-        """The slow path: something is unusual; find out what, or that only unknown fields are."""
+        """The slow path: something is unusual; find out what, or that only unknown fields are.
+
+        msgspec passes over a field that it does not know without looking at its bytes, name included. The strict way
+        needs no look: there every byte is a known name, a value that is read, or what JSON's grammar allows.
+        """
         try:
+            value.decode()
             version = _version.decode(value).schema
             if version and not _is_version(version):
                 raise Malformed(Reason.UNKNOWN_VERSION, f"schema {_shown(version)}; this reader knows {MAJOR}.x")

@@ -55,6 +55,7 @@ def decode(body: bytes) -> ScoreRequest:
     :raises Invalid: it is none; says where and what.
     """
     try:
+        body.decode()  # msgspec does not look at the names and values of fields that it does not know
         request = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(str(error), where="request body", todo="send a ScoreRequest as JSON") from error
@@ -71,6 +72,7 @@ def decode_call(value: bytes | None, key: bytes | None) -> ScoreCall:
         size = "no value" if value is None else f"{len(value):,} bytes; at most {MAX_REQUEST_BYTES:,}"
         raise Invalid(size, where="record value", todo="send one ScoreCall")
     try:
+        value.decode()
         call = _call_decoder.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(str(error), where="record value", todo="send a ScoreCall as JSON") from error

@@ -44,8 +44,16 @@ class _Answer(msgspec.Struct):
 def read(topic: str, value: bytes, partition: int, offset: int) -> Signals | None:
     """What a record says; None = nothing, as a refusal of `score` does.
 
-    :raises msgspec.MsgspecError: it is not of the topic's schema.
+    :raises msgspec.MsgspecError: it is not of the topic's schema, or no UTF-8, or nested too deep.
     """
+    try:
+        value.decode()  # msgspec passes over fields that it does not know, names and all
+        return _signals(topic, value, partition, offset)
+    except (UnicodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"{error}") from None
+
+
+def _signals(topic: str, value: bytes, partition: int, offset: int) -> Signals | None:
     if topic == topics.PROGRESS:
         return signals.of_progress(msgspec.json.decode(value, type=Progress))
     if topic == topics.LABELS:

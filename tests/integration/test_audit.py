@@ -284,3 +284,19 @@ def test_sealing_trimming_and_erasing_leave_nothing_to_find_and_are_told(
     finally:
         engine.dispose()
         _drop(postgres_server, name)
+
+
+def test_a_record_that_is_no_utf8_is_a_dead_letter_for_ingest_and_for_verify(
+    tansu_topics: KafkaConfig, database: str
+) -> None:
+    """An optional field whose name is damaged must not vanish without a word."""
+    whole = encode(event("e1", item="item-1"))
+    sender = Sender(tansu_topics)
+    for damaged in (whole.replace(b"item_id", b"item\xffid"), whole[:-1] + b',"more":{"\xc3":1}}'):
+        assert damaged != whole
+        sender.put(topics.USER, b"ann", damaged)
+    sender.put(topics.USER, b"ann", whole[:-1] + ',"gr\u00f6\u00dfe":1}'.encode())
+    totals = ingest_once(database, tansu_topics)
+    assert (totals.accepted, totals.dead) == (1, 2)
+    assert query(database, "SELECT DISTINCT reason FROM dead_letter") == [("not_json",)]
+    assert audit(database, tansu_topics, duplicate_window=WINDOW).ok

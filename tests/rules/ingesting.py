@@ -426,6 +426,13 @@ INGEST_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         number=8,
+        says="a record that is no UTF-8 is a dead letter, wherever its bytes are damaged",
+        tests=("tests/unit/contracts/test_codec.py::test_bytes_that_are_no_utf8_are_refused_wherever_they_stand",),
+        file="contracts/codec.py",
+        off=(("            value.decode()\n", ""),),
+    ),
+    Rule(
+        number=8,
         says="dead letters are rows of the batch's transaction",
         tests=(f"{_DUPLICATES}test_a_refused_batch_leaves_no_letter_behind",),
         file="streams/commit.py",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from contracts import topics
 from contracts.codec import (
+    UNREADABLE,
     Decoder,
     Malformed,
     Reason,
@@ -238,3 +239,41 @@ def test_any_bytes_are_read_or_refused(value: bytes, key: bytes | None) -> None:
     for record in EXAMPLES:
         with pytest.raises(Malformed):
             Decoder(type(record)).decode(value, key)
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: record.KIND)
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        b'"item\xff_id":"i"',
+        b'"x":"\xff"',
+        b'"x":{"y\xff":1}',
+        b'"x":["\xed\xa0\x80"]',
+        b'"x\xc0\xaf":1',
+        b'"x\xe2\x82":1',
+    ],
+)
+def test_bytes_that_are_no_utf8_are_refused_wherever_they_stand(record: Record, foreign: bytes) -> None:
+    """msgspec passes over a field that it does not know; an optional one whose name is damaged would vanish so."""
+    value = encode(record)
+    assert reason(record, b"{" + foreign + b"," + value[1:]) is Reason.NOT_JSON
+    assert reason(record, value[:-1] + b"," + foreign + b"}") is Reason.NOT_JSON
+
+
+def test_text_in_utf8_is_kept_wherever_it_stands() -> None:
+    value = encode(USER)[:-1] + ',"größe\u2028":{"☃":"\U0001f600"}}'.encode()
+    decoder = Decoder(UserEvent)
+    assert decoder.with_unknown_fields([decoder.decode(value, b"u")]) == 1
+
+
+@pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: record.KIND)
+def test_one_damaged_byte_of_a_record_is_never_passed_over(record: Record) -> None:
+    """So the strict way needs no look at the bytes: whatever it reads is UTF-8 throughout."""
+    value, decoder = encode(record), Decoder(type(record))
+    for place in range(len(value)):
+        for byte in (0x80, 0xC0, 0xE2, 0xFF):
+            damaged = value[:place] + bytes([byte]) + value[place + 1 :]
+            with pytest.raises(UNREADABLE):
+                decoder.parse(damaged)
+            with pytest.raises(Malformed):
+                decoder.decode(damaged, b"u")

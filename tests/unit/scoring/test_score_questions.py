@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 import pytest
 
 from contracts.scoring import ScoreRequest
-from scoring.questions import Question, candidates_of, decode, microseconds, misfit, query_of, question_of, time_of
+from scoring.questions import (
+    Question,
+    candidates_of,
+    decode,
+    decode_call,
+    microseconds,
+    misfit,
+    query_of,
+    question_of,
+    time_of,
+)
 from scoring.refusals import Invalid
 from storage.sequences import PAYMENT, USER, SequenceEvent
 
@@ -95,3 +105,13 @@ def test_times_keep_their_microseconds(at: datetime) -> None:
 
 def test_a_time_that_no_calendar_reaches_is_none() -> None:
     assert time_of(0, 1e18) is None
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"user_id":"ann","\xffat":"2026-01-01T00:00:00Z"}', b'{"user_id":"ann","x":["\xed\xa0\x80"]}']
+)
+def test_a_request_that_is_no_utf8_is_refused_even_where_nothing_is_read(body: bytes) -> None:
+    with pytest.raises(Invalid, match="utf-8"):
+        decode(body)
+    with pytest.raises(Invalid, match="utf-8"):
+        decode_call(body, b"ann")

@@ -127,3 +127,18 @@ def test_a_refusal_of_score_says_nothing() -> None:
     refusal = b"""{"outcome": "refused", "request_id": "q", "user_id": "ann", "reason": "expired",
         "message": "m", "where": "w", "todo": "t"}"""
     assert read(topics.RESULTS, refusal, 0, 0) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"\xff":1,"learner":"markov"}',
+        b'{"task":"\xff"}',
+        b"[" * 100_000,
+        b'{"x":' + b"[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("topic", [topics.PROGRESS, topics.LABELS, topics.RESULTS])
+def test_whatever_cannot_be_read_is_one_kind_of_error(topic: str, value: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        read(topic, value, 0, 0)
