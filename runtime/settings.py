@@ -14,7 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from runtime.lifecycle import Usage
@@ -23,8 +32,56 @@ PREFIX = "DRIFTLINE_"
 CONFIG = "DRIFTLINE_CONFIG"
 _NOT_SETTINGS = re.compile(r"DRIFTLINE_(CONFIG$|TEST_)")
 _SECRET_OPTION = re.compile(r"password|secret|token|credential|jaas|assertion|\.pem|oauthbearer\.config", re.I)
+_SECRET_OF_STORE = re.compile(_SECRET_OPTION.pattern + r"|^key$|account_key|connection_string|passwd|^pass$", re.I)
 HIDDEN = "**********"
 
+# What Kubernetes gives each container of a namespace for a Service named driftline, driftline-score, ..: told by name
+# and by what stands there, so that a misspelt setting is still refused.
+_SERVICE = rf"{PREFIX}(?:[A-Z0-9]+_)*"
+_PROTOCOL = "TCP|UDP|SCTP"
+_SERVICE_LINKS = tuple(
+    (re.compile(name), re.compile(value, re.I))
+    for name, value in (
+        (rf"{_SERVICE}SERVICE_HOST", r"[0-9a-f.:]+"),
+        (rf"{_SERVICE}SERVICE_PORT(_[A-Z0-9_]+)?", r"\d{1,5}"),
+        (rf"{_SERVICE}PORT(_\d+_({_PROTOCOL}))?", rf"({_PROTOCOL})://\[?[0-9a-f.:]+\]?:\d{{1,5}}"),
+        (rf"{_SERVICE}PORT_\d+_({_PROTOCOL})_PROTO", _PROTOCOL),
+        (rf"{_SERVICE}PORT_\d+_({_PROTOCOL})_PORT", r"\d{1,5}"),
+        (rf"{_SERVICE}PORT_\d+_({_PROTOCOL})_ADDR", r"[0-9a-f.:]+"),
+    )
+)
+
+
+_NOT_WHOLE = (
+    "a secret must not be empty, nor begin or end with a blank or a line end (an unset variable? a file's last line?)"
+)
+
+
+def _whole(secret: str) -> bool:
+    """Whether it is one: an empty token would let everybody in, and a blank is seen by nobody."""
+    return bool(secret) and (secret == secret.strip() or secret.lstrip().startswith("-----BEGIN"))
+
+
+def _whole_secret(given: SecretStr) -> SecretStr:
+    if not _whole(given.get_secret_value()):
+        raise ValueError(_NOT_WHOLE)
+    return given
+
+
+def _check_whole(given: Mapping[str, Any], secret: re.Pattern[str]) -> None:
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            _check_whole(value, secret)
+        elif isinstance(value, str) and secret.search(name) and not _whole(value):
+            raise ValueError(f"{name}: {_NOT_WHOLE}")
+
+
+def _whole_store(given: dict[str, Any]) -> dict[str, Any]:
+    _check_whole(given, _SECRET_OF_STORE)
+    return given
+
+
+Secret = Annotated[SecretStr, AfterValidator(_whole_secret)]
 Port = Annotated[
     Annotated[int, Field(ge=0, le=65535)] | None,
     BeforeValidator(lambda given: None if given in ("none", "") else given),
@@ -104,7 +161,7 @@ class ScoreSettings(_Group):
     batch_size: Count = Field(default=64, description="requests answered in one pass")
     batch_wait_s: Seconds = Field(default=0.002, description="seconds a pass waits to fill")
     max_queue: Count = Field(default=4_096, description="requests waiting; more are answered 429 at once")
-    token: SecretStr | None = Field(
+    token: Secret | None = Field(
         default=None, description="what `Authorization: Bearer` must carry under /v1; none = everybody may ask"
     )
     group: str = Field(default="driftline-score", description="consumer group of `scores.requests`")
@@ -168,7 +225,7 @@ class ExportSettings(_Group):
         repr=False,  # a password may stand in it
         description="where bundles go: a path or any fsspec URI; not set = the folder bundles in data_dir",
     )
-    options: dict[str, Any] = Field(
+    options: Annotated[dict[str, Any], AfterValidator(_whole_store)] = Field(
         default_factory=dict,
         repr=False,
         description='options of the fsspec implementation as JSON, e.g. {"endpoint_url": "https://..."}',
@@ -207,6 +264,12 @@ class Settings(BaseSettings):
     drift: DriftSettings = DriftSettings()
     maintain: MaintainSettings = MaintainSettings()
     export: ExportSettings = ExportSettings()
+
+    @field_validator("kafka_options")
+    @classmethod
+    def _whole_kafka(cls, given: dict[str, str]) -> dict[str, str]:
+        _check_whole(given, _SECRET_OPTION)
+        return given
 
     @property
     def snapshots(self) -> Path:
@@ -257,7 +320,11 @@ def load(config: Path | None = None) -> Settings:
     except ValidationError as error:
         problems = [
             f"{_name(problem['loc'])}: "
-            + ("no such setting" if problem["type"] == "extra_forbidden" else problem["msg"])
+            + (
+                "no such setting"
+                if problem["type"] == "extra_forbidden"
+                else problem["msg"].removeprefix("Value error, ")
+            )
             for problem in error.errors(include_input=False)
         ]
     except SettingsError as error:
@@ -278,13 +345,22 @@ def hide_password(url: str) -> str:
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     given = [name for name in environment if name.upper().startswith(PREFIX) and not _NOT_SETTINGS.match(name)]
-    unknown = sorted(name for name in given if name.upper().split("__")[0] not in known)
+    unknown = sorted(
+        name
+        for name in given
+        if name.upper().split("__")[0] not in known and not _is_service_link(name, environment[name])
+    )
     if unknown:
         raise Usage(
             f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}",
             where="environment",
             todo=f"correct or unset it; known: {', '.join(sorted(known))} (in a group: {PREFIX}INGEST__NAME)",
         )
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes set it for a Service, and nobody for Driftline."""
+    return any(named.fullmatch(name) and valued.fullmatch(value) for named, valued in _SERVICE_LINKS)
 
 
 def _read_file(config: Path | None) -> tuple[Path | None, dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,96 @@ def test_every_setting_is_described(group: type[BaseModel]) -> None:
     for name, entry in group.model_fields.items():
         is_group = isinstance(entry.default, BaseModel)
         assert entry.description or is_group, name
+
+
+KUBERNETES = {
+    "DRIFTLINE_SERVICE_HOST": "10.96.0.7",
+    "DRIFTLINE_SERVICE_PORT": "9103",
+    "DRIFTLINE_SERVICE_PORT_HTTP": "9103",
+    "DRIFTLINE_PORT": "tcp://10.96.0.7:9103",
+    "DRIFTLINE_PORT_9103_TCP": "tcp://10.96.0.7:9103",
+    "DRIFTLINE_PORT_9103_TCP_PROTO": "tcp",
+    "DRIFTLINE_PORT_9103_TCP_PORT": "9103",
+    "DRIFTLINE_PORT_9103_TCP_ADDR": "10.96.0.7",
+    "DRIFTLINE_SCORE_PORT": "tcp://10.96.0.8:9103",
+    "DRIFTLINE_SCORE_SERVICE_HOST": "fd00::8",
+    "DRIFTLINE_SCORE_SERVICE_PORT": "9103",
+    "DRIFTLINE_SCORE_SERVICE_PORT_HTTP_METRICS": "9103",
+    "DRIFTLINE_SCORE_PORT_9103_UDP": "udp://[fd00::8]:9103",
+    "DRIFTLINE_INGEST_2_PORT": "sctp://10.96.0.9:53",
+}
+
+
+def test_what_kubernetes_sets_for_services_of_our_name_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = settings.load()
+    for name, value in KUBERNETES.items():
+        monkeypatch.setenv(name, value)
+    assert settings.load() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DRIFTLINE_PORT", "9103"),
+        ("DRIFTLINE_PORT", ""),
+        ("DRIFTLINE_SCORE_PORT", "9103"),
+        ("DRIFTLINE_SERVICE_HOST", "score.example.org"),
+        ("DRIFTLINE_SERVICE_PORT", "http"),
+        ("DRIFTLINE_SCORE_TOKEN", "tcp://10.96.0.8:9103"),
+        ("DRIFTLINE_SERVICE_HOSTS", "10.96.0.7"),
+        ("DRIFTLINE_PORT_9103_TCP_ADDRESS", "10.96.0.7"),
+        ("DRIFTLINE_SCORE__PORTS", "tcp://10.96.0.8:9103"),
+    ],
+)
+def test_what_only_looks_like_it_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Usage, match=name):
+        settings.load()
+
+
+UNFIT_SECRETS = ("", " ", "s3cret ", "\ts3cret", "s3cret\n", "s3cret\u00a0")
+
+
+@pytest.mark.parametrize("secret", UNFIT_SECRETS)
+def test_a_token_that_is_empty_or_has_blank_edges_is_refused(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("DRIFTLINE_SCORE__TOKEN", secret)
+    with pytest.raises(Usage, match=r"DRIFTLINE_SCORE__TOKEN: .*must not be empty") as caught:
+        settings.load()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("secret", UNFIT_SECRETS)
+@pytest.mark.parametrize(
+    ("variable", "options", "named"),
+    [
+        ("DRIFTLINE_KAFKA_OPTIONS", lambda secret: {"sasl.username": "me", "sasl.password": secret}, "sasl.password"),
+        ("DRIFTLINE_KAFKA_OPTIONS", lambda secret: {"ssl.key.password": secret}, "ssl.key.password"),
+        ("DRIFTLINE_EXPORT__OPTIONS", lambda secret: {"key": "k", "secret": secret}, "secret"),
+        ("DRIFTLINE_EXPORT__OPTIONS", lambda secret: {"key": secret}, "key"),
+        (
+            "DRIFTLINE_EXPORT__OPTIONS",
+            lambda secret: {"client_kwargs": {"aws_secret_access_key": secret}},
+            "aws_secret_access_key",
+        ),
+    ],
+)
+def test_so_is_a_secret_among_options(
+    monkeypatch: pytest.MonkeyPatch, variable: str, options: Callable[[str], object], named: str, secret: str
+) -> None:
+    monkeypatch.setenv(variable, json.dumps(options(secret)))
+    with pytest.raises(Usage, match=f"{variable}: .*{named}: a secret must not be empty") as caught:
+        settings.load()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_secret_in_a_file_is_looked_at_too(tmp_path: Path) -> None:
+    (tmp_path / "driftline.toml").write_text('[score]\ntoken = ""\n')
+    with pytest.raises(Usage, match="DRIFTLINE_SCORE__TOKEN"):
+        settings.load()
+
+
+def test_a_key_in_pem_ends_with_a_line_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQ\n-----END PRIVATE KEY-----\n"
+    monkeypatch.setenv("DRIFTLINE_KAFKA_OPTIONS", json.dumps({"ssl.key.pem": pem, "client.id": ""}))
+    monkeypatch.setenv("DRIFTLINE_SCORE__TOKEN", "two words")
+    assert settings.load().kafka_options["ssl.key.pem"] == pem
