@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from statistics import median
 from typing import Final, Protocol
 
 from river.drift import ADWIN, PageHinkley
@@ -26,6 +27,10 @@ BUDGET: Final = 1.0
 """False alarms per 100,000 events, over all series of one subject."""
 REFERENCE: Final = 32
 """Inputs that give the scale; nothing is detected before."""
+WILD: Final = 1_000.0
+"""Inputs of the reference that lie further from its median than so often the median, or 1, say nothing: all series are
+nats, shares or log seconds. Not in deviations: a series of rare events has tiny ones, and its events are no outliers.
+"""
 MAX_INPUTS: Final = 256
 """When a series holds more, the oldest half goes."""
 MIN_SIDE: Final = 4
@@ -72,12 +77,22 @@ def find(inputs: Sequence[float], *, two_sided: bool = False, thresholds: Thresh
     """
     if len(inputs) <= REFERENCE:
         return None
+    inputs = tamed(inputs)
     scaled = standardised(inputs)
     if _page_hinkley(scaled, two_sided, thresholds):
         change = placed("page_hinkley", inputs)
         if two_sided or change.grew:
             return change
     return placed("adwin", inputs) if _adwin(scaled, thresholds) else None
+
+
+def tamed(inputs: Sequence[float]) -> list[float]:
+    """The inputs, wild ones of the reference replaced by its median: a burst among the first rows would otherwise set a
+    scale by which nothing that follows is a change."""
+    middle = median(inputs[:REFERENCE])
+    limit = WILD * max(abs(middle), 1.0)
+    drawn = [value if abs(value - middle) <= limit else middle for value in inputs[:REFERENCE]]
+    return [*drawn, *inputs[REFERENCE:]]
 
 
 def standardised(inputs: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from streams.detectors import MAX_INPUTS, MIN_SIDE, REFERENCE, THRESHOLDS, Change, find, placed, standardised
+from streams.detectors import MAX_INPUTS, MIN_SIDE, REFERENCE, THRESHOLDS, Change, find, placed, standardised, tamed
 
 SEEDS = range(20)
 STILL = 100
@@ -38,6 +38,25 @@ def test_a_growth_of_two_deviations_is_found_within_30_inputs_and_placed_within_
     assert abs(change.split - STILL) <= 4
     assert change.grew
     assert change.z > 5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_burst_among_the_first_inputs_hides_no_change_and_is_none(seed: int) -> None:
+    inputs = series(seed, (STILL, 0.0), (30, 2.0))
+    inputs[2:5] = [17_576_931.0, 5e9, 4_000.0]
+    found = first_found(inputs)
+    assert found is not None
+    seen, change = found
+    assert seen > STILL
+    assert abs(change.split - STILL) <= 4
+
+
+def test_inputs_without_outliers_stay_as_they_are() -> None:
+    for seed in SEEDS:
+        inputs = series(seed, (STILL, 0.0))
+        assert tamed(inputs) == inputs
+    rare = [0.01, 0.0100001] * 15 + [0.9, 0.8] + [0.01] * 8
+    assert tamed(rare) == rare, "rare events are no outliers"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
