@@ -357,14 +357,18 @@ class PromptTPP:
             return ()
         in_units = self._weights["rate_scale"]
         in_seconds = in_units + math.log(self._unit.us / before)
-        with torch.no_grad():
-            histories = self._histories(batch.context, batch.query)
-            costs = []
-            for self._weights["rate_scale"] in (in_units, in_seconds):
-                memo = self._forward(histories)
-                costs.append(float(self._nll(memo.leaves, memo.encoding, target)["time"].mean()))
+        histories = self._histories(batch.context, batch.query)
+        costs = [self._cost_of_time(histories, target, scale) for scale in (in_units, in_seconds)]
         self._weights["rate_scale"] = in_seconds if costs[1] < costs[0] else in_units
         return (f"unit of time {before * 1e-6:.6g} s -> {self.time_unit_s:.6g} s",)
+
+    @torch.no_grad()
+    def _cost_of_time(self, histories: Histories, target: Target, rate_scale: Tensor) -> float:
+        """Mean loss of the rows' times under another scale of the rate, in nats."""
+        leaves = self._weights | {"rate_scale": rate_scale}
+        types = torch.from_numpy(histories.type).to(self._device)
+        nll = self._nll(leaves, encode(leaves, self.config, histories, types), target)
+        return float(nll["time"].mean())
 
     def _learn_types(self, batch: Batch) -> tuple[str, ...]:
         """Numbers new types, after the step: they were scored, and learnt, as UNKNOWN."""
