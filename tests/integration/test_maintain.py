@@ -143,7 +143,7 @@ def test_it_trims_nothing_and_ends_while_a_learner_asks_for_more_than_is_to_stay
     fill(owner)
     with engine_of(database).begin() as connection:
         born = {"seed": 0, "options": {"last_n": 300}, "resolution_us": 1}
-        journal.take_seat(connection, learner="prompttpp", version="1", config=born)
+        journal.take_seat(connection, learner="prompttpp", version="2", config=born)
     settings: dict[str, Any] = {"seal_rows": 6, "state_days": '{"events.user": 1}'}
     process = verb.start("maintain", "--once", "--json", state_events=299, **settings)
     _, err = process.communicate(timeout=60)

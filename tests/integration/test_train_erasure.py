@@ -281,5 +281,5 @@ def test_a_pinned_snapshot_that_names_the_erased_is_told_of_and_stays_until_it_i
     assert collect(school) == 1
     assert not named_in_files(school)
     capsys.readouterr()
-    assert run(["erase", "somebody-else", "--yes"]) == Exit.DONE
+    assert run(["erase", "somebody-else", "--yes"]) == Exit.REFUSED, "nothing was known of them"
     assert "unpin" not in capsys.readouterr().err

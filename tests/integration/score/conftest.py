@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from learners.build import build_cohort
+from learners.online import PromptTPP
 from learners.synthetic import random_batch
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
@@ -30,7 +31,7 @@ from storage.vocabulary import Vocabulary
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 OPTIONS = {"hidden": 8, "time_dim": 4, "layers": 1, "pool": 4, "prompt_length": 2, "retrieved": 2, "last_n": 8}
-MANIFEST = {"schema_version": 1, "learner": "prompttpp", "learner_version": "1", "branch": 1}
+MANIFEST = {"schema_version": 1, "learner": "prompttpp", "learner_version": PromptTPP.version, "branch": 1}
 States = list[dict[str, NDArray[Any]]]
 Event = tuple[str, float, str]
 """(user, hours after START, type)."""
@@ -96,7 +97,7 @@ class World:
         sha256 = snapshots.digest(tensors)
         manifest = {**MANIFEST, "id": snapshot.id, "step": step, "config": config, "sha256": sha256, **changed}
         with self.engine.begin() as connection:
-            seat, _ = journal.take_seat(connection, learner="prompttpp", version="1", config=config)
+            seat, _ = journal.take_seat(connection, learner="prompttpp", version=PromptTPP.version, config=config)
             registry.begin(connection, seat, snapshot)
             snapshots.write(self.folder, snapshot.id, tensors, manifest)
             spoil(snapshots.path_of(self.folder, snapshot.id, sha256))

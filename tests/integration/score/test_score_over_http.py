@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from learners.online import PromptTPP
+
 if TYPE_CHECKING:
     from tests.integration.score.conftest import Serve, World
 
@@ -55,7 +57,7 @@ def test_an_answer_says_which_snapshot_and_which_watermark(serve: Serve, world: 
     world.add(("user-3", 900.0, "type-1"), ("user-3", 901.0, "type-2"))
     answer = serve().ask("user-3")
     assert (answer["snapshot_id"], answer["snapshot_step"]) == ("prompttpp-1-0000000001", 1)
-    assert (answer["learner"], answer["learner_version"]) == ("prompttpp", "1")
+    assert (answer["learner"], answer["learner_version"]) == ("prompttpp", PromptTPP.version)
     assert answer["watermark"] == [{"topic": "events.user", "partition": 0, "topic_id": "topic-2", "next_offset": 2}]
     assert 0 <= answer["staleness_seconds"] < 60
     assert answer["events_seen"] == 6  # four came on the stream that was retired
