@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 from confluent_kafka import KafkaException
 
@@ -33,6 +34,7 @@ from driftline.commands import (
 from driftline.parent import end_with
 from driftline.session import Session
 from driftline.shown import note, say
+from runtime import logs
 from runtime.lifecycle import Exit, Trouble
 from storage.engine import TooOld, Unavailable
 
@@ -96,15 +98,13 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as end:
         return _code(end)
     except Trouble as trouble:
-        note(f"{_NAMES[trouble.code]}: {trouble}")
+        _tell(_NAMES[trouble.code], trouble)
         return trouble.code
     except Unavailable as error:
-        note(
-            f"failed: {Trouble(f'Postgres is away: {error}', todo='is it running, and DRIFTLINE_POSTGRES_URL right?')}"
-        )
+        _tell("failed", Trouble(f"Postgres is away: {error}", todo="is it running, and DRIFTLINE_POSTGRES_URL right?"))
         return Exit.FAILED
     except TooOld as error:
-        note(f"wrong call: {Trouble(str(error), where='setting DRIFTLINE_POSTGRES_URL', todo='give a newer server')}")
+        _tell("wrong call", Trouble(str(error), where="setting DRIFTLINE_POSTGRES_URL", todo="give a newer server"))
         return Exit.USAGE
     except KafkaException as error:
         todo = "is it well, and DRIFTLINE_KAFKA_BOOTSTRAP right? Then run it again"
@@ -121,12 +121,23 @@ def run(arguments: Sequence[str]) -> int:
 _NAMES = {Exit.FAILED: "failed", Exit.USAGE: "wrong call", Exit.REFUSED: "refused"}
 
 
+def _tell(how: str, trouble: Trouble) -> None:
+    """Why a call ended: to a person, or where the process writes a log as the last line of that."""
+    if logs.is_set_up() and not sys.stderr.isatty():
+        structlog.get_logger("driftline").error(f"process.{how.replace(' ', '_')}", error=trouble)
+    else:
+        note(f"{how}: {trouble}")
+
+
 def _code(end: SystemExit) -> int:
     return end.code if isinstance(end.code, int) else (Exit.DONE if end.code is None else Exit.FAILED)
 
 
 def _unexpected(error: Exception, arguments: Sequence[str]) -> None:
     """A defect of ours. What an exception says may hold records, so it is short unless asked for."""
+    if logs.is_set_up():
+        structlog.get_logger("driftline").critical("process.unexpected", exc_info=error)
+        return
     try:
         detailed = Session().settings.log_level == "debug"
     except Trouble:

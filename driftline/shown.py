@@ -1,31 +1,45 @@
-"""How results appear on stdout: a table for people, JSON for programs."""
+"""How results appear on stdout: a table for people, JSON for programs.
+
+What records and manifests hold is a stranger's text. Whatever is printed passes `say` or `note`, which show control
+characters as escapes, so that nothing moves the cursor, rings, or changes the direction of writing.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
+
+from runtime.redaction import escaped, escaped_json
 
 
 def as_json(value: Any, *, indent: bool = True) -> None:
     """JSON: dataclasses as objects, times as ISO 8601, bytes as base64."""
     text = msgspec.json.encode(value)
-    say((msgspec.json.format(text) if indent else text).decode())
+    _write(sys.stdout, escaped_json((msgspec.json.format(text) if indent else text).decode()))
 
 
 def say(line: str = "") -> None:
-    """A line."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """A line, or several."""
+    _write(sys.stdout, escaped(line, keep="\n\t"))
 
 
 def note(line: str) -> None:
     """A line that is not part of the result: on stderr."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    _write(sys.stderr, escaped(line, keep="\n\t"))
+
+
+def one_line(value: object) -> str:
+    """A value of a record, which cannot begin a line of its own."""
+    return escaped(str(value))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -52,7 +66,7 @@ def _cell(value: object) -> str:
         case datetime():
             return time(value)
         case _:
-            return " ".join(str(value).split())
+            return one_line(" ".join(str(value).split()))
 
 
 def time(at: datetime) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from driftline.shown import note
 from runtime.lifecycle import Exit, Stop
+from runtime.logs import LINE_BYTES
+from runtime.redaction import Secrets, cut, escaped
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 STEADY_S = 60.0
@@ -34,8 +36,12 @@ class Ended:
 class Child:
     """One process: `driftline VERB ...` of this very installation."""
 
-    def __init__(self, name: str, arguments: Sequence[str], *, before: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], *, before: Sequence[str], secrets: Secrets | None = None
+    ) -> None:
+        """:param secrets: what no line of its log may hold."""
         self.name = name
+        self._secrets = secrets or Secrets()
         self._command = [sys.executable, "-m", "driftline", *before, "--parent", str(os.getpid()), name, *arguments]
         self._process: subprocess.Popen[str] | None = None
         self._log: threading.Thread | None = None
@@ -99,9 +105,14 @@ class Child:
         return True
 
     def _forward(self, process: subprocess.Popen[str]) -> None:
+        """What it says, also past its log (a library in C, say), in lines that fit."""
         assert process.stdout is not None
-        for line in process.stdout:
-            note(f"{self.name:<7}| {line.rstrip()}")
+        while line := process.stdout.readline(LINE_BYTES):
+            end = line
+            while not end.endswith("\n") and (end := process.stdout.readline(LINE_BYTES)):
+                pass  # the rest of a line that is too long is left out
+            said = cut(escaped(self._secrets.hide(line.rstrip())), LINE_BYTES - 1)
+            note(f"{self.name:<7}| {said}")
 
     def _finish_log(self) -> None:
         if self._log is not None:

@@ -1,8 +1,8 @@
 """Places where a test can kill or freeze the process, from within, at exactly the n-th passage.
 
 Armed through the setting `failpoint`: DRIFTLINE_FAILPOINT=ingest.before_commit:3 kills as `kill -9` would,
-DRIFTLINE_FAILPOINT=ingest.before_commit:3:stop freezes as `kill -STOP` would. Unarmed, a passage costs one
-comparison.
+DRIFTLINE_FAILPOINT=ingest.before_commit:3:stop freezes as `kill -STOP` would, and ingest.before_commit:3:raise raises
+an error that nobody expects. Unarmed, a passage costs one comparison.
 """
 
 from __future__ import annotations
@@ -41,15 +41,21 @@ Failpoint = Literal[
 
 _armed: str | None = None
 _passages_left = 0
-_signal = signal.SIGKILL
+_action = ""
+
+
+class Injected(RuntimeError):
+    """The error of an armed passage; our own code knows it as little as a defect."""
 
 
 def arm(text: str) -> None:
-    """Arms one fail point: "name", "name:n" (the n-th passage kills; default 1) or "name:n:stop". "" disarms.
+    """Arms one fail point: "name", "name:n" (the n-th passage kills; default 1), "name:n:stop" or "name:n:raise".
 
-    :raises Usage: no such fail point, n is not a positive number, or another action than "stop".
+    "" disarms.
+
+    :raises Usage: no such fail point, n is not a positive number, or another action than "stop" or "raise".
     """
-    global _armed, _passages_left, _signal
+    global _armed, _passages_left, _action
     name, _, rest = text.partition(":")
     nth, _, action = rest.partition(":")
     if name and name not in get_args(Failpoint):
@@ -57,17 +63,22 @@ def arm(text: str) -> None:
         raise Usage(f"no fail point {name!r}", where="setting failpoint", todo=f"known: {known}")
     if nth and not (nth.isascii() and nth.isdigit() and int(nth) > 0):
         raise Usage(f"{nth!r} is not a passage number", where="setting failpoint", todo="e.g. ingest.before_commit:3")
-    if action not in ("", "stop"):
-        raise Usage(f"{action!r} is no action", where="setting failpoint", todo="leave it out to kill, or say stop")
+    if action not in ("", "stop", "raise"):
+        raise Usage(f"{action!r} is no action", where="setting failpoint", todo="nothing (to kill), stop, or raise")
     _armed, _passages_left = name or None, int(nth or 1)
-    _signal = signal.SIGSTOP if action else signal.SIGKILL
+    _action = action
 
 
 def failpoint(name: Failpoint) -> None:
-    """Passes a fail point; the armed one ends (or freezes) the process without a trace of cleaning up."""
+    """Passes a fail point; the armed one ends (or freezes) the process without a trace of cleaning up.
+
+    :raises Injected: it is armed to raise.
+    """
     global _passages_left
     if _armed is None or name != _armed:
         return
     _passages_left -= 1
     if _passages_left == 0:
-        os.kill(os.getpid(), _signal)
+        if _action == "raise":
+            raise Injected(f"fail point {name}")
+        os.kill(os.getpid(), signal.SIGSTOP if _action else signal.SIGKILL)

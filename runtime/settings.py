@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -27,13 +28,13 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from runtime.lifecycle import Usage
+from runtime.redaction import HIDDEN
 
 PREFIX = "DRIFTLINE_"
 CONFIG = "DRIFTLINE_CONFIG"
 _NOT_SETTINGS = re.compile(r"DRIFTLINE_(CONFIG$|TEST_)")
 _SECRET_OPTION = re.compile(r"password|secret|token|credential|jaas|assertion|\.pem|oauthbearer\.config", re.I)
 _SECRET_OF_STORE = re.compile(_SECRET_OPTION.pattern + r"|^key$|account_key|connection_string|passwd|^pass$", re.I)
-HIDDEN = "**********"
 
 # What Kubernetes gives each container of a namespace for a Service named driftline, driftline-score, ..: told by name
 # and by what stands there, so that a misspelt setting is still refused.
@@ -306,6 +307,17 @@ class Settings(BaseSettings):
             shown["export"]["target"] = hide_password(self.export.target)
         return shown
 
+    def secrets(self) -> frozenset[str]:
+        """Each value that no log line may hold: of these settings, and of variables that libraries read themselves."""
+        found = {value for name, value in self.kafka_options.items() if _SECRET_OPTION.search(name)}
+        found |= {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+        found |= set(_texts(self.export.options))
+        for url in (self.postgres_url and self.postgres_url.get_secret_value(), self.export.target):
+            found |= _secrets_of(url or "")
+        if self.score.token is not None:
+            found.add(self.score.token.get_secret_value())
+        return frozenset(found)
+
 
 def load(config: Path | None = None) -> Settings:
     """Settings from the environment and the file (`config`, else DRIFTLINE_CONFIG, else ./driftline.toml).
@@ -340,6 +352,33 @@ def hide_password(url: str) -> str:
     """A URL without its password, wherever it stands (`user:password@`, `?password=`)."""
     url = re.sub(r"(://[^/@:]*):.*@", rf"\1:{HIDDEN}@", url)
     return re.sub(r"((?:^|[?&\s])(?:ssl)?password=)[^&\s]*", rf"\1{HIDDEN}", url)
+
+
+_SECRET_VARIABLE = re.compile(r"(?i)^(?!DRIFTLINE_).*(password|secret|token|credential|account_key|connection_string)")
+_PLAIN_OPTIONS = frozenset(
+    {"endpoint_url", "region_name", "addressing_style", "signature_version", "profile", "protocol", "host", "project"}
+)
+"""Options of fsspec implementations that are known to be no secret; any other may be one."""
+
+
+def _texts(options: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of options that may be secret, wherever they stand; of one that is a URL its secrets."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value)
+        elif isinstance(value, list):
+            yield from _texts({f"{name}[{n}]": one for n, one in enumerate(value)})
+        elif isinstance(value, str):
+            yield from _secrets_of(value) if name in _PLAIN_OPTIONS or "://" in value else (value,)
+
+
+def _secrets_of(url: str) -> set[str]:
+    """The password of a URL, as it is and decoded, and what its query gives to a name that sounds like a secret."""
+    found = set(re.findall(r"://[^/@:]*:(.*)@", url))
+    for name, value in re.findall(r"[?&]([^=&]+)=([^&\s]*)", url):
+        if _SECRET_OPTION.search(name) or name.lower() in ("sig", "signature", "key"):
+            found.add(value)
+    return found | {unquote(value) for value in found}
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:

@@ -1,17 +1,15 @@
-"""Log lines, health and the small HTTP server that shows them; the metrics themselves are in `metrics`."""
+"""Health, and the small HTTP server that shows it and the metrics (they are in `metrics`, the log in `logs`)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import secrets
 import sys
 import threading
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
+from io import StringIO
 from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, TextIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -21,60 +19,7 @@ from prometheus_client import make_wsgi_app
 from runtime import metrics
 from runtime.lifecycle import Usage
 
-_PERSONAL = frozenset({"user", "user_id", "actor_id", "counterpart_id", "payee_id", "key", "user_ids"})
-_SALT = secrets.token_bytes(16)
-
-
-def configure_logging(format: Literal["json", "console"] = "json", level: str = "info", *, process: str = "") -> None:
-    """Sends structlog and the standard library's logging to stderr, one line an event, times in UTC.
-
-    Ids of people (fields `user_id`, `key`, ...) are replaced, unless `level` is "debug", by a digest that
-    is stable within one process only.
-    """
-    shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.StackInfoRenderer(),
-    ]
-    if level != "debug":
-        shared.append(_hide_people)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
-    structlog.contextvars.clear_contextvars()
-    if process:
-        structlog.contextvars.bind_contextvars(process=process)
-    last: list[structlog.types.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
-        if format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-
-
-def _hide_people(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for name in _PERSONAL & event.keys():
-        digest = hashlib.blake2b(str(event[name]).encode(), key=_SALT, digest_size=6).hexdigest()
-        event[name] = f"hidden:{digest}"
-    return event
+_log = structlog.get_logger(__name__)
 
 
 class Health:
@@ -151,6 +96,13 @@ class AdminServer:
 def _pages(health: Health) -> WSGIApplication:
     numbers = make_wsgi_app(metrics.REGISTRY)
 
+    def guarded(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        try:
+            return answer(environ, start)
+        except Exception:
+            _log.exception("admin.failed")
+            raise
+
     def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         body: dict[str, object]
@@ -170,7 +122,7 @@ def _pages(health: Health) -> WSGIApplication:
         start(status, [("Content-Type", "application/json")])
         return [json.dumps(body).encode() + b"\n"]
 
-    return answer
+    return guarded
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -182,9 +134,18 @@ class _Server(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self.setup_environ()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that left, or said nothing for too long, is no news; anything else is one line."""
+        if not isinstance(sys.exception(), OSError):
+            _log.exception("admin.failed")
+
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10  # seconds a client may take to send its request
+
+    def get_stderr(self) -> TextIO:
+        """Where wsgiref prints tracebacks, of clients that left among them: nowhere. `_pages` says its own errors."""
+        return StringIO()
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing: a scrape every few seconds is no news."""

@@ -18,6 +18,7 @@ import torch
 
 from contracts.scoring import Answer, ScoreRequest
 from runtime import metrics
+from runtime.redaction import said
 from scoring import answers, ranks
 from scoring.intake import Done, Intake, Waiting
 from scoring.models import Model
@@ -109,7 +110,7 @@ class Engine:
                 self._handle(self._in_hand)
             except Exception as error:  # the thread must go on, and nobody may wait for ever
                 _log.exception("score.failed", requests=len(self._in_hand))
-                self.trouble = f"{type(error).__name__}: {error}"
+                self.trouble = said(error)
                 _tell_all(self._in_hand, _broken())
             self._in_hand = []
 
@@ -143,7 +144,7 @@ class Engine:
             if batch and not isinstance(error, Unavailable | NotReady):
                 raise
             if not self._failures:
-                _log.warning("score.postgres_away", error=str(error))
+                _log.warning("score.postgres_away", error=error)
             self._failures += 1
             pause_s = min(_PAUSE_FIRST_S * 2 ** min(self._failures, 10), _PAUSE_LONGEST_S)
             self._again_at = self._clock() + pause_s * random.uniform(0.5, 1.0)
@@ -204,7 +205,7 @@ class Engine:
 def _unreadable(error: Exception) -> NotReady:
     if isinstance(error, NotReady):
         return error
-    return NotReady(f"user state cannot be read: {error}", where="Postgres", todo=_AGAIN)
+    return NotReady(f"user state cannot be read: {said(error)}", where="Postgres", todo=_AGAIN)
 
 
 def _broken() -> Failed:

@@ -25,6 +25,7 @@ from sqlalchemy import Engine
 from runtime import metrics
 from runtime.failpoints import failpoint
 from runtime.lifecycle import Stop, Trouble, attempts
+from runtime.redaction import said
 from runtime.settings import ExportSettings
 from runtime.telemetry import Health
 from scoring.bundle import BadBundle, Bundle, parse
@@ -149,9 +150,9 @@ class Export:
                     self._pass()
                     break
                 except Unavailable as error:
-                    self._again("postgres", f"Postgres is away: {error}")
+                    self._again("postgres", f"Postgres is away: {said(error)}")
                 except Away as error:
-                    self._again("target", str(error))
+                    self._again("target", said(error))
         except BaseException as error:
             self._failure = error  # the main thread ends the process with it
         finally:
@@ -196,8 +197,8 @@ class Export:
             try:
                 self._publish(target, snapshot)
             except BadSnapshot as error:
-                refused[snapshot.id] = str(error)
-                self._refuse(snapshot, str(error), known=before.get(snapshot.id) == str(error))
+                refused[snapshot.id] = why = said(error)
+                self._refuse(snapshot, why, known=before.get(snapshot.id) == why)
                 continue
             return True
         return False
@@ -256,7 +257,7 @@ class Export:
         except Away as error:
             if not isinstance(error.__cause__, BadBundle):
                 raise
-            _log.warning("export.damaged", learner=learner, bundle=bundle.id, why=str(error))
+            _log.warning("export.damaged", learner=learner, bundle=bundle.id, why=error)
             return False
         return True
 

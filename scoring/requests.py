@@ -88,7 +88,7 @@ class Requests:
                     self._stay()
                 except Transient as error:
                     metrics.score_kafka_up.set(0)
-                    _log.warning("score.kafka_away", attempt=attempt, error=str(error))
+                    _log.warning("score.kafka_away", attempt=attempt, error=error)
         except BaseException as error:
             self.failure = error
 

@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy import Engine
 
 from runtime import metrics
+from runtime.redaction import said
 from scoring.models import Model, load
 from scoring.refusals import NotReady
 from storage import registry
@@ -125,9 +126,9 @@ class Shelf:
         """Once per kind of trouble, not at each look."""
         if self._trouble != what:
             self._trouble = what
-            _log.warning("score.look", trouble=what, error=f"{type(error).__name__}: {error}")
+            _log.warning("score.look", trouble=what, error=error)
         if self.current is None:
-            self.absence = self._absent(f"{what}: {error}")
+            self.absence = self._absent(f"{what}: {said(error)}")
             self._changed(None, self.absence.what)
 
     def _may_try(self, snapshot: Snapshot) -> bool:
@@ -154,7 +155,7 @@ class Shelf:
 
     def _refuse(self, snapshot: Snapshot, error: BadSnapshot) -> None:
         """Says and counts it once, not at each look."""
-        known, why = self._refused.get(snapshot.id), str(error)
+        known, why = self._refused.get(snapshot.id), said(error)
         pause_s = _RETRY_FIRST_S if known is None else min(2 * known.pause_s, _RETRY_LONGEST_S)
         self._refused[snapshot.id] = _Refused(why, pause_s, self._clock() + pause_s)
         if known is None or known.why != why:

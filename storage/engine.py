@@ -37,8 +37,8 @@ def open_engine(url: str, *, application_name: str, transaction_timeout_s: float
     }
     parsed = make_url(url).set(drivername="postgresql+psycopg")
     if pooled:
-        return create_engine(parsed, connect_args=options, pool_pre_ping=True, pool_size=4)
-    return create_engine(parsed, connect_args=options, poolclass=NullPool)
+        return create_engine(parsed, connect_args=options, pool_pre_ping=True, pool_size=4, hide_parameters=True)
+    return create_engine(parsed, connect_args=options, poolclass=NullPool, hide_parameters=True)
 
 
 def check_server(connection: Connection) -> None:
@@ -86,4 +86,6 @@ def _is_outage(error: psycopg.Error) -> bool:
 
 
 def _sentence(error: BaseException | None) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """The server's first sentence; not its DETAIL and CONTEXT, which quote rows."""
+    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return " ".join((said or str(error)).split())[:300] or type(error).__name__

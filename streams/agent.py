@@ -131,7 +131,7 @@ class Agent:
         except msgspec.MsgspecError as error:
             metrics.drift_unreadable.inc(1, self._topic)
             self._totals.unreadable += 1
-            _log.warning("drift.unreadable", topic=self._topic, partition=partition, offset=offset, error=str(error))
+            _log.warning("drift.unreadable", topic=self._topic, partition=partition, offset=offset, error=error)
         else:
             if seen is not None:
                 await self._look(seen, partition, offset)

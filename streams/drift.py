@@ -30,6 +30,7 @@ from runtime.kafka import BrokerAway, KafkaConfig, TopicDescription, TopicMissin
 from runtime.kafka_options import addresses
 from runtime.kafka_security import Security, ignored, security
 from runtime.lifecycle import Stop, Transient, attempts
+from runtime.redaction import said
 from runtime.settings import DriftSettings
 from runtime.telemetry import Health
 from streams import changelogs
@@ -110,8 +111,8 @@ class Drift:
                     asyncio.run(self._stay(folder))
                 break
             except Transient as error:
-                self._health.set_ready("drift", False, f"waiting to try again (attempt {attempt}): {error}")
-                _log.warning("drift.again", attempt=attempt, error=str(error))
+                self._health.set_ready("drift", False, f"waiting to try again (attempt {attempt}): {said(error)}")
+                _log.warning("drift.again", attempt=attempt, error=error)
         return self.totals
 
     async def _stay(self, folder: str) -> None:
@@ -134,7 +135,7 @@ class Drift:
             await app.start()
             await self._watch_over(app, agents, lease, sources)
         except (OSError, RuntimeError, TimeoutError, FaustError) as error:
-            raise AppEnded(f"{type(error).__name__}: {error}", where="Kafka") from error
+            raise AppEnded(said(error), where="Kafka") from error
         finally:
             keeping.cancel()
             await app.stop()
@@ -155,7 +156,7 @@ class Drift:
             if trouble := next((agent.trouble for agent in agents if agent.trouble), None):
                 raise trouble
             if app.should_stop:
-                raise AppEnded(str(app.crash_reason or "stopped"), where="Kafka")
+                raise AppEnded(said(app.crash_reason) if app.crash_reason else "stopped", where="Kafka")
             if now() - looked_at > PROBE_S:
                 away, looked_at = await asyncio.to_thread(self._away, client, sources), now()
             if self._tell_readiness(app, away) or away:

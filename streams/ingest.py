@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException
 from runtime import metrics
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop, Transient, attempts
+from runtime.redaction import said
 from runtime.settings import IngestSettings
 from runtime.telemetry import Health
 from storage.engine import Unavailable, mapped_errors
@@ -63,9 +64,9 @@ class Ingest:
                     self._stay(once=once)
                     return self.totals
                 except (Unavailable, Transient) as error:
-                    self._health.set_ready("ingest", False, f"waiting to try again (attempt {attempt}): {error}")
+                    self._health.set_ready("ingest", False, f"waiting to try again (attempt {attempt}): {said(error)}")
                     metrics.rejoins.inc(1, _reason(error))
-                    _log.warning("ingest.rejoin", attempt=attempt, error=str(error))
+                    _log.warning("ingest.rejoin", attempt=attempt, error=error)
                 if self.totals.batches > batches_before:
                     break  # it worked between two troubles: the pauses grow from the shortest again
             self._stop.wait(PAUSE_S)

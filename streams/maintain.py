@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from runtime import metrics
 from runtime.failpoints import failpoint
 from runtime.lifecycle import Stop, attempts
+from runtime.redaction import said
 from runtime.settings import MaintainSettings
 from runtime.telemetry import Health
 from storage import collection, retention, sealing, snapshots, trimming
@@ -96,9 +97,9 @@ class Maintain:
                             self._pass()
                         break
                     except Unavailable as error:
-                        self._not_ready(f"waiting to try again (attempt {attempt}): {error}")
+                        self._not_ready(f"waiting to try again (attempt {attempt}): {said(error)}")
                     except OSError as error:
-                        self._not_ready(f"snapshot files cannot be removed: {error}")
+                        self._not_ready(f"snapshot files cannot be removed: {said(error)}")
                 if once:
                     break
                 self._stop.wait(self._settings.every_s)
@@ -197,7 +198,7 @@ class Maintain:
                     removed = trimming.trim(connection, self._sequence_policy, limit=USERS_AT_ONCE)
                     failpoint("maintain.before_trim_commit")
             except trimming.Overtaken as error:
-                _log.info("maintain.overtaken", why=str(error))
+                _log.info("maintain.overtaken", why=error)
                 return  # the next pass asks again
             if not removed.users:
                 return

@@ -144,7 +144,7 @@ class Membership:
         try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:
-            _log.warning("ingest.close", error=str(error))
+            _log.warning("ingest.close", error=error)
         self._opened.close()
 
     def _drop_connection(self) -> None:
@@ -190,7 +190,7 @@ class Membership:
         except Unavailable:
             return
         if taken:
-            _log.warning("ingest.fenced", streams=len(taken), error=str(error))
+            _log.warning("ingest.fenced", streams=len(taken), error=error)
 
     # -- the group's callbacks: nothing may escape them --
 

@@ -21,6 +21,7 @@ from runtime import metrics
 from runtime.failpoints import failpoint
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Refused, Stop, Transient, attempts
+from runtime.redaction import said
 from runtime.settings import TrainSettings
 from runtime.telemetry import Health
 from storage import journal, log, registry, snapshots, suppression
@@ -117,8 +118,8 @@ class Train:
                     ).work(once=once)
                 return self.totals
             except (Unavailable, Transient) as error:
-                self._health.set_ready("train", False, f"waiting to try again (attempt {attempt}): {error}")
-                _log.warning("train.again", attempt=attempt, error=str(error))
+                self._health.set_ready("train", False, f"waiting to try again (attempt {attempt}): {said(error)}")
+                _log.warning("train.again", attempt=attempt, error=error)
             except Fenced as error:
                 raise Refused(str(error), where=self._settings.learner, todo="run one `train` a learner") from error
             except log.BrokenChain as error:
@@ -199,7 +200,7 @@ class Lesson:
             try:
                 course = restore(self._plan, snapshot, self._folder, seat=self._seat)
             except (BadSnapshot, ForeignState) as error:
-                _log.error("train.bad_snapshot", snapshot=snapshot.id, error=str(error))
+                _log.error("train.bad_snapshot", snapshot=snapshot.id, error=error)
                 continue
             self._parent, self._next = snapshot.id, snapshot.step
             self._actions = actions_before(snapshot)
@@ -412,7 +413,7 @@ class Lesson:
                 )
         except snapshots.Unwritable as error:
             self._health.set_ready("train", False, str(error))
-            _log.error("train.snapshot_unwritable", error=str(error))
+            _log.error("train.snapshot_unwritable", error=error)
             return None
 
     # -- the serving cache --

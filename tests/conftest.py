@@ -11,11 +11,15 @@ databases) or DRIFTLINE_TEST_KAFKA (host:port) is set.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,7 +31,7 @@ from sqlalchemy import make_url
 
 from contracts import topics as topic_list
 from driftline import local
-from runtime import failpoints
+from runtime import failpoints, logs
 from runtime import kafka as kafka_clients
 from runtime.kafka import KafkaConfig
 
@@ -55,8 +59,15 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.fixture(autouse=True)
 def _logging_as_before() -> Iterator[None]:
     """A verb that ran in this process leaves structlog writing to a stream that is closed by now."""
+    hooks, warn = (sys.excepthook, threading.excepthook, sys.unraisablehook), warnings.showwarning
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
     structlog.reset_defaults()
+    if logs.is_set_up():
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    (sys.excepthook, threading.excepthook, sys.unraisablehook), warnings.showwarning = hooks, warn
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from driftline.commands import AsJson, example
-from driftline.shown import as_json, say, table
+from driftline.shown import as_json, one_line, say, table
 from runtime.lifecycle import Usage
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def check(
         return
     for one in found:
         how = "to the last bit" if one.exact else f"within the tolerance for another device class ({one.device_class})"
-        say(f"{one.learner}: snapshot {one.snapshot} answers as it did, {one.figures} numbers {how}  [{one.bundle}]")
+        who = f"{one_line(one.learner)}: snapshot {one_line(one.snapshot)}"
+        say(f"{who} answers as it did, {one.figures} numbers {how}  [{one_line(one.bundle)}]")
 
 
 def list_bundles(uri: Uri, options: Options = None, json: AsJson = False) -> None:

@@ -11,7 +11,7 @@ import typer
 from contracts.codec import Reason
 from driftline import letters
 from driftline.commands import AsJson, Limit, example, session
-from driftline.shown import as_json, note, say, table, time
+from driftline.shown import as_json, note, one_line, say, table, time
 from runtime.lifecycle import Exit, Refused, Usage
 from storage import dead_letters
 from storage.dead_letters import Letter
@@ -84,8 +84,8 @@ def show(
         as_json({**_summary(letter), "key": _text(letter.key), "value": _text(letter.value)})
         return
     for name, value in _summary(letter).items():
-        say(f"{name + ':':<14}{time(value) if hasattr(value, 'isoformat') else value}")
-    say(f"{'key:':<14}{_text(letter.key)}")
+        say(f"{name + ':':<14}{time(value) if hasattr(value, 'isoformat') else one_line(value)}")
+    say(f"{'key:':<14}{one_line(_text(letter.key))}")
     say(f"\n{'(no body)' if letter.value is None else _text(letter.value)}")
 
 

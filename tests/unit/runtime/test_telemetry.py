@@ -11,7 +11,8 @@ import pytest
 import structlog
 
 from runtime.lifecycle import Usage
-from runtime.telemetry import AdminServer, Health, configure_logging
+from runtime.logs import configure_logging
+from runtime.telemetry import AdminServer, Health
 
 
 @pytest.fixture
