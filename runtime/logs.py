@@ -147,7 +147,9 @@ class _Handler(logging.StreamHandler[TextIO]):
 def _of_library(record: logging.LogRecord) -> logging.LogRecord:
     record = copy.copy(record)
     given = record.args
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and "%(" not in str(record.msg):
+        record.args = (_shown(given),)
+    elif isinstance(given, Mapping):
         record.args = {name: _shown(value) for name, value in given.items()}
     elif given:
         record.args = tuple(_shown(value) for value in given)
