@@ -58,7 +58,6 @@ def configure_logging(
     :param hidden: secrets, which no line may hold.
     """
     shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -73,10 +72,7 @@ def configure_logging(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.clear_contextvars()
-    if process:
-        structlog.contextvars.bind_contextvars(process=process)
-    line = _Line(format, people=level == "debug", secrets=Secrets(hidden))
+    line = _Line(format, process=process, people=level == "debug", secrets=Secrets(hidden))
     handler = _Handler(sys.stderr, people=level == "debug")
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -173,14 +169,17 @@ def _shown(value: object) -> object:
 class _Line:
     """Makes an event a line."""
 
-    def __init__(self, format: Literal["json", "console"], *, people: bool, secrets: Secrets) -> None:
+    def __init__(self, format: Literal["json", "console"], *, process: str, people: bool, secrets: Secrets) -> None:
         self._json = format == "json"
+        self._process = process
         self._people = people
         self._secrets = secrets
         self._console = structlog.dev.ConsoleRenderer(colors=not self._json and sys.stderr.isatty())
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         """The line, without its end."""
+        if self._process:
+            event["process"] = self._process  # whatever the thread
         error = _error(event.pop("exc_info", None))
         if error is not None:
             event["exception"] = trace(error, people=self._people)

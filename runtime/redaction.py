@@ -145,6 +145,8 @@ def _of_postgres(error: BaseException) -> str:
         lost = any(kind.__name__ in ("OperationalError", "InterfaceError") for kind in type(error).__mro__)
         return _text(error) if lost else ""
     first = str(getattr(getattr(error, "diag", None), "message_primary", None) or "")
+    if getattr(error.diag, "source_function", None) == "exec_stmt_raise":  # type: ignore[attr-defined]
+        return f"({state})"  # a function's own words
     if state.startswith("22"):
         return f"{masked(first)} ({state})"
     return f"{first} ({state})" if state.startswith(_SERVER) else f"({state})"
