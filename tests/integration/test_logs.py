@@ -126,8 +126,12 @@ class Stage:
         with schools(self.database, self.kafka, self.folder) as school:
             with school.engine.begin() as connection:
                 scribe = Scribe(connection, school._vocabulary, school.streams)
-                given = [Given(n, n * SECOND, n * SECOND, PEOPLE[n % 4], f"type-{n % 3}") for n in range(40)]
-                scribe.write((topics.USER, 0), given)
+                for first in range(0, 40, 8):  # several rows of each sequence, for `maintain` to seal
+                    given = [
+                        Given(n, n * SECOND, n * SECOND, PEOPLE[n % 4], f"type-{n % 3}")
+                        for n in range(first, first + 8)
+                    ]
+                    scribe.write((topics.USER, 0), given)
             yield school
 
     def world(self) -> World:
@@ -475,15 +479,22 @@ def _(stage: Stage) -> None:
 # -- maintain, export --
 
 FAULTS["an unexpected error in `maintain`"] = _raises("maintain", "maintain.before_seal_commit", "--once")
-FAULTS["an unexpected error in the thread of `export`"] = _raises("export", "export.before_move")
-FAULTS["an unexpected error before latest.json"] = _raises("export", "export.before_pointer", "--once")
+FAULTS["an unexpected error in the thread of `export`"] = _raises("export", "export.before_pointer")
+
+
+@fault("a target that breaks while a bundle is written")
+def _(stage: Stage) -> None:
+    with stage.school() as school:
+        school.train()
+        stage.start("export", FAILPOINT="export.before_move:1:raise")
+        stage.until("export.again")
+        stage.until("export.bundle")
 
 
 @fault("rows that `maintain` may not change")
 def _(stage: Stage) -> None:
     body = f"RAISE 'rows of {PERSON}-anna' USING DETAIL = 'Key (user_id)=({PERSON}-anna)'"
-    with stage.school() as school:
-        school.write(40)
+    with stage.school():
         stage.sql(TRIGGER.format(table="user_segment", body=body))
         stage.ended("maintain", "--once")
     stage.until("RaiseException")
