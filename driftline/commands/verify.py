@@ -8,7 +8,7 @@ import typer
 
 from driftline.audit_findings import Finding, Report
 from driftline.commands import AsJson, example, session
-from driftline.shown import as_json, note, say, table
+from driftline.shown import as_json, note, one_line, say, table
 from runtime.lifecycle import Exit
 
 
@@ -95,7 +95,7 @@ def _show(report: Report) -> None:
             note(f"unsafe: {topic.topic}: {unsafe}")
         for finding, places in topic.places.items():
             for place in places:
-                note(f"{finding}: {place.topic}[{place.partition}] offset {place.offset}: {place.detail}")
+                note(f"{finding}: {place.topic}[{place.partition}] offset {place.offset}: {one_line(place.detail)}")
             if (rest := topic.findings[finding] - len(places)) > 0:
                 note(f"{finding}: ... and {rest:,} more in {topic.topic}")
     if report.trimmed_events:

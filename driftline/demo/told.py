@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from contracts.scoring import RankingAnswer, ScoreAnswer
@@ -149,12 +150,12 @@ def surprise(losses: dict[str, float | None]) -> float | None:
 def _print_answer(answer: ScoreAnswer, report: Report, console: Console) -> None:
     last = "nothing is known" if answer.last_event_at is None else f"last seen {time(answer.last_event_at)}"
     console.print(
-        f"[bold]What comes next for user {answer.user_id}?[/] ({last}, {answer.events_seen} events looked at)"
+        f"[bold]What comes next for user {escape(answer.user_id)}?[/] ({last}, {answer.events_seen} events looked at)"
     )
     for quantile in answer.next_event:
         when = "perhaps never" if quantile.seconds is None else f"within {age(quantile.seconds)}"
         console.print(f"  with {quantile.quantile:.0%} probability something happens {when}", highlight=False)
-    kinds = ", ".join(f"{kind.type} {kind.probability:.0%}" for kind in answer.next_type)
+    kinds = ", ".join(f"{escape(kind.type)} {kind.probability:.0%}" for kind in answer.next_type)
     console.print(f"  and it is: {kinds}, anything else {answer.other_types:.0%}", highlight=False)
     seen = sum(position.next_offset for position in answer.watermark)
     console.print(
@@ -173,7 +174,7 @@ _TABLES = {
 
 def _print_ranking(ranking: RankingAnswer, report: Report, console: Console) -> None:
     console.print(f"[bold]Which of {ranking.candidates} items?[/] ({ranking.events_seen} events with an item seen)")
-    best = ", ".join(f"{item.item_id} {item.probability:.1%}" for item in ranking.ranking)
+    best = ", ".join(f"{escape(item.item_id)} {item.probability:.1%}" for item in ranking.ranking)
     console.print(f"  the best {len(ranking.ranking)}: {best}", highlight=False)
     console.print(
         f"  said by snapshot {ranking.snapshot_id} in {report['score_ranking']['milliseconds']:.0f} ms, from "

@@ -55,3 +55,11 @@ print("awake", flush=True)
     assert os.WIFSTOPPED(status)
     frozen.send_signal(signal.SIGCONT)
     assert frozen.communicate(timeout=30)[0] == "awake\n"
+
+
+def test_an_armed_passage_can_raise_once_instead() -> None:
+    failpoints.arm("ingest.before_commit:2:raise")
+    failpoints.failpoint("ingest.before_commit")
+    with pytest.raises(failpoints.Injected, match=r"ingest\.before_commit"):
+        failpoints.failpoint("ingest.before_commit")
+    failpoints.failpoint("ingest.before_commit")
