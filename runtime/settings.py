@@ -255,7 +255,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=Path("driftline-data"), description="folder of files that outlive a process")
     log_format: Literal["json", "console"] = Field(default="json", description="how log lines on stderr look")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="user ids show at debug only"
+        default="info", description="user ids, and texts of errors that may hold them, show at debug only"
     )
     admin_host: str = Field(default="127.0.0.1", description="address /metrics, /healthz and /readyz listen on")
     failpoint: str = Field(default="", description="for tests: kill this process at NAME[:n-th passage]")

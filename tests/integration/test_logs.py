@@ -549,6 +549,34 @@ def test_no_log_names_a_user_or_a_secret_whatever_breaks(stage: Stage, name: str
     assert [line for line in lines if not _is_event(line)] == []
 
 
+@pytest.mark.slow
+def test_the_log_of_up_names_nobody_though_its_children_break(tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DRIFTLINE_")}
+    environment = {**kept, "PYTHONPATH": str(REPOSITORY), "DRIFTLINE_SCORE__TOKEN": f"{SECRET}-token"}
+    broken = {"DRIFTLINE_FAILPOINT": "ingest.before_commit:1:raise", "DRIFTLINE_INGEST__PORT": "0"}
+    call = [sys.executable, "-m", "driftline"]
+    with (tmp_path / "up.log").open("wb") as log:
+        up = subprocess.Popen(
+            [*call, "up", "--no-train"], cwd=tmp_path, env={**environment, **broken}, stdout=log, stderr=log
+        )
+
+    def said() -> str:
+        return (tmp_path / "up.log").read_text()
+
+    try:
+        eventually(lambda: "Ctrl-C ends it." in said(), within_s=60)
+        simulate = [*call, "simulate", "--users", "5", "--days", "1"]
+        subprocess.run(simulate, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=60)
+        eventually(lambda: said().count("process.unexpected") >= 2, within_s=60)
+    finally:
+        up.terminate()
+        up.wait(30)
+    assert "sim:user-" not in said()
+    assert SECRET not in said()
+    assert all(len(line.encode()) < LONGEST_LINE for line in said().splitlines())
+    assert "Traceback" not in said()
+
+
 def test_there_are_faults_enough() -> None:
     assert len(FAULTS) >= 30
     assert set(FAULTS) >= FAST
