@@ -185,7 +185,11 @@ class _Line:
             event["exception"] = trace(error, people=self._people)
         names = [] if error is None or self._people else sorted(names_person(error), key=len, reverse=True)
         for most in _CHARACTERS:
-            line = self._rendered({name: self._plain(name, value, most, names) for name, value in event.items()})
+            shown = {
+                name: self._plain(name, value, most, () if name == "exception" else names)  # it is clean already
+                for name, value in event.items()
+            }
+            line = self._rendered(shown)
             if len(line.encode(errors="replace")) < LINE_BYTES:
                 return line
         few = ("event", "level", "logger", "timestamp", "process")

@@ -72,6 +72,19 @@ def test_an_exception_is_logged_without_local_variables_and_without_what_a_forei
     assert "breaks" in line
 
 
+def test_a_foreign_errors_text_is_hidden_in_the_event_and_leaves_its_frames_readable(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("json")
+    try:
+        raise KeyError("test_logs")
+    except KeyError as error:
+        structlog.get_logger("test").exception("it.failed", why=f"because of {error}")
+    (line,) = lines(capfd)
+    assert line["why"] == "because of (hidden)"
+    assert "test_logs.py" in line["exception"][0]["frames"][0]
+
+
 def test_a_long_event_is_cut_and_stays_one_line_of_json(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logging("json")
     log = structlog.get_logger("test")
