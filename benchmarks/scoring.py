@@ -39,8 +39,9 @@ from benchmarks.servers import create_database, postgres
 from learners.build import build
 from learners.synthetic import random_histories
 from runtime.lifecycle import Stop
+from runtime.logs import configure_logging
 from runtime.settings import ScoreSettings
-from runtime.telemetry import Health, configure_logging
+from runtime.telemetry import Health
 from scoring import interests
 from scoring.questions import Question, candidates_of, query_of
 from scoring.score import Score
