@@ -56,6 +56,9 @@ LABEL_ROWS = pa.schema(
 )
 """Rows of `labels`; `at` is when the outcome became known."""
 
+IDENTITY = [EVENT_ROWS.get_field_index(name) for name in ("offset", "event_id", "user")]
+"""Places of the columns that say who a record is; the same in `LABEL_ROWS`."""
+
 ITEM_ROWS = pa.schema([("offset", pa.int64()), ("record_at", _TIME), ("item", pa.string())])
 """Rows of `items`; what each version says is in `item_version`."""
 
@@ -111,7 +114,9 @@ _INSERT = text("""
 _FROM = text("""
     SELECT first_offset, next_offset, status, last_record_at, rows
     FROM log_segment
-    WHERE stream_id = :stream_id AND next_offset > :offset
+    WHERE stream_id = :stream_id AND next_offset > :offset AND first_offset >= coalesce(
+        -- the one that covers it, by the index: else all before it are walked through
+        (SELECT max(first_offset) FROM log_segment WHERE stream_id = :stream_id AND first_offset <= :offset), :offset)
     ORDER BY first_offset, epoch
     LIMIT :limit
 """)
@@ -120,6 +125,8 @@ _COVERING = text("""
     SELECT DISTINCT ON (first_offset) rows FROM log_segment, unnest(CAST(:offsets AS bigint[])) AS o(at)
     WHERE stream_id = :stream_id AND first_offset <= o.at AND next_offset > o.at AND rows IS NOT NULL
 """)
+
+_START = text("SELECT min(first_offset) FROM log_segment WHERE stream_id = :stream_id")
 
 _STARTS = text("SELECT stream_id, min(first_offset) AS first FROM log_segment GROUP BY stream_id")
 
@@ -149,9 +156,12 @@ def append(connection: Connection, segments: Sequence[NewSegment]) -> None:
         )
 
 
-def read(connection: Connection, stream_id: int, offset: int, *, limit: int = 8) -> Iterator[Segment]:
+def read(
+    connection: Connection, stream_id: int, offset: int, *, limit: int = 8, fields: list[int] | None = None
+) -> Iterator[Segment]:
     """Segments from the one that covers `offset` on, chained.
 
+    :param fields: places of the columns wanted; the others are not even decompressed.
     :raises BrokenChain: a segment is missing between two that are there.
     """
     rows = connection.execute(_FROM, {"stream_id": stream_id, "offset": offset, "limit": limit})
@@ -168,7 +178,7 @@ def read(connection: Connection, stream_id: int, offset: int, *, limit: int = 8)
             next=row.next_offset,
             lost=row.status == "lost",
             last_record_at=row.last_record_at,
-            rows=None if row.rows is None else decode_rows(row.rows),
+            rows=None if row.rows is None else decode_rows(row.rows, fields),
         )
 
 
@@ -176,6 +186,11 @@ def covering(connection: Connection, stream_id: int, offsets: Iterable[int]) -> 
     """The rows of the segments that hold the given offsets."""
     values = {"stream_id": stream_id, "offsets": list(offsets)}
     return [decode_rows(row.rows) for row in connection.execute(_COVERING, values)]
+
+
+def start(connection: Connection, stream_id: int) -> int | None:
+    """Where the log of one stream begins; None = it is empty."""
+    return connection.execute(_START, {"stream_id": stream_id}).scalar()
 
 
 def starts(connection: Connection) -> Cursor:
@@ -192,9 +207,11 @@ def encode_rows(rows: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def decode_rows(data: bytes) -> pa.Table:
-    """The inverse of `encode_rows`."""
-    with pa.ipc.open_stream(data) as reader:
+def decode_rows(data: bytes, fields: list[int] | None = None) -> pa.Table:
+    """The inverse of `encode_rows`; of the columns at these places only, if they are given."""
+    # One thread: for a few columns waking others takes longer than the work.
+    options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False) if fields else None
+    with pa.ipc.open_stream(data, options=options) as reader:
         return reader.read_all()
 
 

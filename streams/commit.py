@@ -6,7 +6,7 @@ known from the filter and confirmed by rows, suppressed users from their table (
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,8 @@ from streams.vanished import Look, Vanished
 
 _log = structlog.get_logger(__name__)
 _NONE: NDArray[np.int64] = np.empty(0, np.int64)
+_REBUILD_OFFSETS, _REBUILD_SEGMENTS = 250_000, 2_000
+"""What a rebuild of a duplicate filter reads at a time, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,18 +211,27 @@ class BatchWriter:
             return
         made = DuplicateFilter(self._window)
         with self._connection.begin():
-            start = log.starts(self._connection).get(claim.stream_id, claim.next_offset)
-        at = max(claim.next_offset - self._window, start)
+            start = log.start(self._connection, claim.stream_id)
+        at, limit = max(claim.next_offset - self._window, claim.next_offset if start is None else start), 8
         while at < claim.next_offset:
             with self._connection.begin():
-                segments = list(log.read(self._connection, claim.stream_id, at))
+                segments = list(log.read(self._connection, claim.stream_id, at, limit=limit, fields=log.IDENTITY))
             if not segments:
                 raise log.BrokenChain(f"stream {claim.stream_id}: no log segment covers offset {at}")
-            for segment in segments:
-                if segment.rows is not None:
-                    made.extend(log.digests(segment.rows, claim.stream.topic), segment.rows["offset"].to_numpy())
-                at = segment.next
+            at = segments[-1].next
+            tables = [segment.rows for segment in segments if segment.rows is not None]
+            if tables:
+                rows = pa.concat_tables(tables)
+                made.extend(log.digests(rows, claim.stream.topic), rows["offset"].to_numpy())
+            # A quiet stream has many small segments: what counts then is how many are read at a time.
+            limit = _segments_at_a_time(segments)
         self._filters[claim.stream_id] = made
+
+
+def _segments_at_a_time(before: Sequence[log.Segment]) -> int:
+    """So many of their size that they hold some `_REBUILD_OFFSETS` together."""
+    offsets = before[-1].next - before[0].first
+    return max(1, min(_REBUILD_SEGMENTS, _REBUILD_OFFSETS * len(before) // max(offsets, 1)))
 
 
 def _judged(move: Advance, suppressed: Suppression) -> Advance:
