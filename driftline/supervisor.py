@@ -1,4 +1,4 @@
-"""Keeps child processes running: one log, restarts with a growing pause, an end within a known time."""
+"""Keeps child processes running: one log, restarts at once or with a growing pause, an end within a known time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from runtime.logs import LINE_BYTES
 from runtime.redaction import Secrets, cut, escaped
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
-STEADY_S = 60.0
-"""A child that ran for so long is restarted without the pause of earlier failures."""
+STEADY_S = 10.0
+"""A child that ran for so long was at work: it is restarted at once. One that keeps failing sooner has to wait."""
 DRAIN_S = 11.0
 """Seconds the children have, all together, to end by themselves."""
-_LOOK_EVERY_S = 0.2
+_LOOK_EVERY_S = 0.1
 _FINAL = frozenset({Exit.USAGE, Exit.REFUSED})
 
 
@@ -46,8 +46,18 @@ class Child:
         self._process: subprocess.Popen[str] | None = None
         self._log: threading.Thread | None = None
         self._started_at = 0.0
-        self._pause_s = FIRST_PAUSE_S
+        self._pause_s = 0.0
         self._restart_at = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs now, if one does."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was started last."""
+        return time.monotonic() - self._started_at
 
     def start(self) -> None:
         """In a session of its own: a Ctrl-C of the terminal is the supervisor's alone."""
@@ -78,10 +88,13 @@ class Child:
         if code in _FINAL:
             return code
         if now - self._started_at > STEADY_S:
-            self._pause_s = FIRST_PAUSE_S
-        note(f"{self.name:<7}| ended with {_told(code)}; starting again in {self._pause_s:.1f} s")
+            self._pause_s = 0.0
+        when = f"in {self._pause_s:.1f} s" if self._pause_s else "at once"
+        note(f"{self.name:<7}| ended with {_told(code)}; starting again {when}")
         self._restart_at, self._process = now + self._pause_s, None
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        if not self._pause_s:
+            self.start()
+        self._pause_s = min(2 * self._pause_s or FIRST_PAUSE_S, LONGEST_PAUSE_S)
         return None
 
     def ask_to_end(self) -> None:
