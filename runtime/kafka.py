@@ -125,6 +125,7 @@ def consumer(
     on_revoke: Assigned | None = None,
     on_lost: Assigned | None = None,
     session_timeout_s: float = 6.0,
+    instance_id: str | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Consumer:
     """A consumer that never commits or resets by itself: positions are the caller's business.
@@ -135,6 +136,8 @@ def consumer(
 
     :param extra: of the caller's own; the only ones that may change what the promise stands on.
     :raises Usage: the client does not take the options.
+    :param instance_id: no two living members of a group may have the same. Who comes back under the id of one that
+        died gets its partitions at once; who leaves keeps them until the session times out.
     """
     options: dict[str, Any] = {
         **_common(config, "consumer"),
@@ -159,6 +162,8 @@ def consumer(
         "isolation.level": "read_committed",
         **(extra or {}),
     }
+    if instance_id is not None:
+        options["group.instance.id"] = instance_id
     made = _made(Consumer, options, config)
     if topics:
         callbacks = {"on_assign": on_assign, "on_revoke": on_revoke, "on_lost": on_lost}

@@ -188,6 +188,11 @@ def topic_danger(topic: str) -> None:
     by size), 2 older than all of it, or events are compacted."""
 
 
+@_counter("driftline_ingest_sessions_ended_total")
+def sessions_ended() -> None:
+    """Database sessions of other processes ended at a claim, as they still held the stream: frozen or cut off."""
+
+
 # -- train --
 
 

@@ -7,7 +7,7 @@ however long it slept, can commit nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
@@ -80,9 +80,10 @@ _REGISTER = text("""
     ON CONFLICT (cluster_id, topic_id, partition, life) DO NOTHING
 """)
 
-# The former owner may be frozen with a row lock in its hands: end its backend first, then wait for nobody.
+# The former owner may be frozen with a row lock in its hands: end its backend first, then wait for nobody. One that
+# gave the stream away in order (`release`) holds nothing and goes on with its others.
 _END_FORMER_OWNERS = text("""
-    SELECT pg_terminate_backend(a.pid)
+    SELECT a.pid, pg_terminate_backend(a.pid)
     FROM stream_offset s
     JOIN pg_stat_activity a ON a.pid = s.owner_pid AND a.backend_start = s.owner_started
     WHERE s.stream_id = ANY(:ids) AND a.pid <> pg_backend_pid()
@@ -100,6 +101,13 @@ _ADVANCE = text("""
     UPDATE stream_offset SET next_offset = :next
     WHERE stream_id = :id AND epoch = :epoch AND next_offset = :first AND suppression_version = :suppression
 """)
+
+# The epoch is compared: a release that comes late must not clear a successor's claim.
+_RELEASE = text("""
+    UPDATE stream_offset SET owner_pid = NULL, owner_started = NULL WHERE stream_id = :id AND epoch = :epoch
+""")
+
+_WITHIN = text("SELECT set_config('lock_timeout', :ms, true), set_config('statement_timeout', :ms, true)")
 
 _EPOCHS = text("SELECT stream_id, epoch FROM stream_offset WHERE stream_id = ANY(:ids)")
 
@@ -157,14 +165,20 @@ def register(connection: Connection, first_offsets: Mapping[Stream, int]) -> Non
         connection.execute(_REGISTER, values)
 
 
-def claim(connection: Connection, rows: Iterable[StreamRow]) -> list[Claim]:
-    """Makes this connection's backend the owner of registered streams, ending the one before.
+def claim(
+    connection: Connection, rows: Iterable[StreamRow], *, ended: Callable[[int], None] | None = None
+) -> list[Claim]:
+    """Makes this connection's backend the owner of registered streams, ending the sessions of those who hold one.
 
     Must be called only while the consumer group assigns the partitions to this process: a zombie that
     claims by itself would fence the rightful owner.
+
+    :param ended: is told how many sessions were ended, if any were.
     """
     wanted = sorted(rows, key=lambda row: row.stream_id)
-    connection.execute(_END_FORMER_OWNERS, {"ids": [row.stream_id for row in wanted]})
+    former = {row.pid for row in connection.execute(_END_FORMER_OWNERS, {"ids": [row.stream_id for row in wanted]})}
+    if former and ended is not None:
+        ended(len(former))
     claims = []
     for row in wanted:
         epoch, next_offset, suppression = connection.execute(_CLAIM, {"id": row.stream_id}).one()
@@ -178,6 +192,19 @@ def claim(connection: Connection, rows: Iterable[StreamRow]) -> list[Claim]:
             )
         )
     return claims
+
+
+def release(connection: Connection, claims: Iterable[Claim], *, within_s: float) -> None:
+    """Says of claimed streams that this backend holds them no longer: whoever claims them next need not end it.
+
+    Must be called only once no batch of theirs is under way: it might hold the rows' locks. What somebody else has
+    claimed meanwhile stays theirs.
+
+    :param within_s: seconds after which Postgres gives up: each lock, each statement.
+    """
+    connection.execute(_WITHIN, {"ms": str(int(within_s * 1000))})
+    held = sorted(claims, key=lambda claim: claim.stream_id)
+    connection.execute(_RELEASE, [{"id": claim.stream_id, "epoch": claim.epoch} for claim in held])
 
 
 def advance(connection: Connection, moves: Sequence[Advance]) -> None:

@@ -46,6 +46,8 @@ class Ingest:
         self._settings = settings
         self._health = health
         self._stop = stop
+        self._slot = 0
+        """The slot of the last stay: the group may still know this process there."""
         self.totals = Totals()
 
     def run(self, *, once: bool = False) -> Totals:
@@ -75,8 +77,14 @@ class Ingest:
     def _stay(self, *, once: bool) -> None:
         with mapped_errors():
             member = Membership(
-                url=self._url, kafka_config=self._kafka, settings=self._settings, totals=self.totals, stop=self._stop
+                url=self._url,
+                kafka_config=self._kafka,
+                settings=self._settings,
+                totals=self.totals,
+                stop=self._stop,
+                slot=self._slot,
             )
+        self._slot = member.slot
         try:
             with mapped_errors():
                 member.work(once=once, ready=lambda why: self._health.set_ready("ingest", not why, why))

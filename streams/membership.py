@@ -23,9 +23,10 @@ from runtime.failpoints import failpoint
 from runtime.kafka import KafkaConfig, TopicDescription
 from runtime.lifecycle import Refused, Stop
 from runtime.settings import IngestSettings
-from storage import offsets
+from storage import offsets, slots
 from storage.engine import Unavailable, mapped_errors, open_engine
 from storage.offsets import Advance, Claim, Fenced
+from storage.slots import Slot
 from storage.vocabulary import Vocabulary
 from streams import positions
 from streams.accept import Disorder, Intake
@@ -41,6 +42,8 @@ CHECK_TOPICS_EVERY_S = 2.0
 BROKER_TIMEOUT_S = 4.0
 """Seconds an answer of the broker is waited for: well below the 10 s in which a process must drain."""
 DRAIN_NOTICES_S = 2.0
+RELEASE_S = 1.0
+"""Seconds Postgres may take to write down that a stream is given away; else its next owner ends our session."""
 
 _log = structlog.get_logger(__name__)
 
@@ -60,8 +63,18 @@ class Membership:
     """One stay in the consumer group."""
 
     def __init__(
-        self, *, url: str, kafka_config: KafkaConfig, settings: IngestSettings, totals: Totals, stop: Stop
+        self,
+        *,
+        url: str,
+        kafka_config: KafkaConfig,
+        settings: IngestSettings,
+        totals: Totals,
+        stop: Stop,
+        slot: int = 0,
     ) -> None:
+        """
+        :param slot: the one that this process held in its last stay.
+        """
         self._config = kafka_config
         self._settings = settings
         self._totals = totals
@@ -84,6 +97,7 @@ class Membership:
             engine = open_engine(url, application_name="driftline-ingest", transaction_timeout_s=TRANSACTION_TIMEOUT_S)
             self._connection = engine.connect()
             opened.callback(self._drop_connection)
+            self._slot = self._take_slot(slot)
             self._side_engine = open_engine(url, application_name="driftline-ingest-side", pooled=True)
             opened.callback(self._side_engine.dispose)
             self._vocabulary = Vocabulary(self._side_engine)
@@ -94,6 +108,18 @@ class Membership:
             self._collector = Collector(self._consumer, kafka_config, settings, stop)
             self._opened = opened.pop_all()
 
+    @property
+    def slot(self) -> int:
+        """The slot this process holds in its group; see `storage.slots`."""
+        return self._slot.number if self._slot else 0
+
+    def _take_slot(self, wanted: int) -> Slot | None:
+        """None on Tansu, where a member with an instance id waits 6 s for each join."""
+        if not all(topic.full_kafka for topic in self._described.values()):
+            return None
+        with mapped_errors(), self._connection.begin():
+            return slots.take(self._connection, self._settings.group, prefer=wanted)
+
     def _join(self) -> Consumer:
         return kafka.consumer(
             self._config,
@@ -101,8 +127,9 @@ class Membership:
             topics=list(topics.INPUTS),
             on_assign=self._assigned,
             on_revoke=self._revoked,
-            on_lost=self._revoked,
+            on_lost=self._lost,
             session_timeout_s=self._settings.session_timeout_s,
+            instance_id=self._slot.instance_id if self._slot else None,
         )
 
     # -- the loop --
@@ -139,6 +166,7 @@ class Membership:
         if self._under_way is not None:
             wait([self._under_way.outcome])  # its outcome is no longer of interest: memory is dropped
             self._under_way = None
+        self._release()
         self._claims.clear()
         self._collector.hand_over()
         try:
@@ -195,12 +223,14 @@ class Membership:
     # -- the group's callbacks: nothing may escape them --
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._revoked(consumer, [])
+        self._let_go()
         try:
+            if self._connection.invalidated:  # it would be replaced silently, and our slot is gone with it
+                raise Unavailable("the session of Postgres broke")
             wanted = [(self._config.logical(p.topic), p.partition) for p in partitions]
             described = self._describe()
             with mapped_errors(), self._connection.begin():
-                claims = positions.claim(self._connection, wanted, described, self._range)
+                claims = positions.claim(self._connection, wanted, described, self._range, ended=_tell_ended)
             self._writer = BatchWriter(
                 self._connection,
                 self._vocabulary,
@@ -221,11 +251,33 @@ class Membership:
             consumer.assign([])
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # Eager protocol: everything goes. What was collected is read again by the next owner.
+        self._settle_for_good()
+        self._release()
+        self._let_go()
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        # Their next owner may be at work already. It ends this session if it finds us in its way.
+        self._let_go()
+
+    def _settle_for_good(self) -> None:
         try:
             self._settle()
         except BaseException as error:  # nothing may escape a callback
             self._failure = self._failure or error
+
+    def _release(self) -> None:
+        """Writes down that the claimed streams have no owner; without Postgres their next one ends this session."""
+        if not self._claims or self._connection.invalidated:
+            return
+        try:
+            with mapped_errors(), self._connection.begin():
+                offsets.release(self._connection, self._claims.values(), within_s=RELEASE_S)
+        except Exception as error:  # nothing may escape a callback
+            _log.warning("ingest.not_released", streams=len(self._claims), error=str(error))
+
+    def _let_go(self) -> None:
+        # Eager protocol: everything goes. What was collected is read again by the next owner.
+        self._settle_for_good()
         for claim in self._claims.values():
             metrics.ingest_lag.set(0, claim.stream.topic, str(claim.stream.partition))
         if self._collector.hand_over():
@@ -354,3 +406,8 @@ class Membership:
                 newest_ms=intake.newest_ms if intake else None,
                 filter_entries=self._writer.filter_entries(move.claim) if self._writer else 0,
             )
+
+
+def _tell_ended(sessions: int) -> None:
+    metrics.sessions_ended.inc(sessions)
+    _log.warning("ingest.sessions_ended", sessions=sessions)

@@ -26,11 +26,14 @@ def claim(
     partitions: Iterable[tuple[str, int]],
     described: Mapping[str, TopicDescription],
     range_of: Range,
+    *,
+    ended: Callable[[int], None] | None = None,
 ) -> list[Claim]:
     """Claims assigned partitions (logical topic, number) in the caller's transaction.
 
     A topic name never seen gets rows for all its partitions at their low watermarks.
 
+    :param ended: see `offsets.claim`.
     :raises Refused: topic or offsets are not the ones Postgres knows.
     """
     wanted = sorted(partitions)
@@ -42,7 +45,7 @@ def claim(
         else:
             check_identity(current, described[topic])
     rows = {(row.stream.topic, row.stream.partition): row for row in offsets.streams(connection) if not row.retired}
-    claims = offsets.claim(connection, [rows[partition] for partition in wanted])
+    claims = offsets.claim(connection, [rows[partition] for partition in wanted], ended=ended)
     for held in claims:
         topic, partition = held.stream.topic, held.stream.partition
         check_range(held, *range_of(topic, partition), trust_high=described[topic].trusts_high_watermark)

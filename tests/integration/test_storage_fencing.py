@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from storage import offsets
 from storage.engine import Unavailable, mapped_errors
 from storage.offsets import Fenced
 from tests.integration.feeding import event, query, taken
-from tests.integration.owning import MakeOwner, message, stream
+from tests.integration.owning import MakeOwner, Owner, Place, message, stream
 
 
 def test_an_owner_of_an_older_epoch_commits_nothing(database: str, owner: MakeOwner) -> None:
@@ -59,6 +60,79 @@ def test_a_claim_waits_for_no_former_owner(database: str, owner: MakeOwner) -> N
     with pytest.raises(Unavailable), mapped_errors():
         former.connection.execute(text("SELECT 1"))
     successor.write_events(event("e1"))
+
+
+def release(owner: Owner, *places: Place) -> None:
+    """Gives streams away in order, as on_revoke does."""
+    with mapped_errors(), owner.connection.begin():
+        offsets.release(owner.connection, [owner.claims[place] for place in places], within_s=1)
+
+
+def owners(database: str) -> list[int | None]:
+    return [pid for (pid,) in query(database, "SELECT owner_pid FROM stream_offset ORDER BY topic, partition")]
+
+
+def test_an_owner_that_gave_a_stream_away_is_not_ended_and_goes_on_with_its_others(
+    database: str, owner: MakeOwner
+) -> None:
+    former = owner((topics.USER, 0), (topics.USER, 1))
+    release(former, (topics.USER, 0))
+    successor = owner((topics.USER, 0))
+    successor.write_events(event("e1"))
+    former.write({(topics.USER, 1): [message(topics.USER, 0, event("e2"))]})
+    assert set(taken(database).next_offsets.values()) == {1}
+
+
+def test_of_several_streams_it_is_enough_to_hold_one_that_is_claimed(database: str, owner: MakeOwner) -> None:
+    former = owner((topics.USER, 0), (topics.USER, 1), (topics.LABELS, 0))
+    release(former, (topics.USER, 0))
+    told: list[int] = []
+    successor = owner((topics.USER, 0))
+    assert former.connection.scalar(text("SELECT 1")) == 1
+    former.connection.rollback()
+    with successor.connection.begin():
+        rows = [
+            row for row in offsets.streams(successor.connection) if row.stream.topic in (topics.USER, topics.LABELS)
+        ]
+        offsets.claim(successor.connection, rows, ended=told.append)
+    assert told == [1], "one session, though it held two of them"
+    with pytest.raises(Unavailable), mapped_errors():
+        former.connection.execute(text("SELECT 1"))
+
+
+def test_a_stream_that_was_given_away_and_written_late_is_fenced_once_it_has_an_owner(
+    database: str, owner: MakeOwner
+) -> None:
+    former = owner()
+    release(former, (topics.USER, 0))
+    former.write_events(event("e1"))  # nobody has claimed it yet: the next owner goes on behind it
+    successor = owner()
+    successor.write_events(event("e2"))
+    with pytest.raises(Fenced):
+        former.write_events(event("e3"))
+    assert taken(database).totals["accepted"] == 2
+
+
+def test_a_release_that_comes_late_clears_nobody_elses_claim(database: str, owner: MakeOwner) -> None:
+    former = owner()
+    query(database, "UPDATE stream_offset SET owner_pid = NULL")  # so that it is not ended
+    owner()
+    [held] = owners(database)
+    assert held is not None
+    release(former, (topics.USER, 0))
+    assert owners(database) == [held]
+
+
+def test_a_release_waits_for_a_lock_no_longer_than_it_may(database: str, owner: MakeOwner) -> None:
+    former, other = owner(), owner((topics.LABELS, 0))
+    with other.connection.begin():
+        other.connection.execute(text("SELECT 1 FROM stream_offset FOR UPDATE"))
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="timeout"):
+            release(former, (topics.USER, 0))
+        assert 0.9 < time.monotonic() - began < 5
+    former.write_events(event("e1"))
+    assert None not in owners(database)
 
 
 def test_only_the_backend_that_claimed_is_ended_not_one_that_got_its_number(database: str, owner: MakeOwner) -> None:

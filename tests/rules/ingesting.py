@@ -11,6 +11,7 @@ _RECORDS = f"{_I}test_ingest_records.py::"
 _POSITIONS = f"{_I}test_ingest_positions.py::"
 _PROCESSES = f"{_I}test_ingest_processes.py::"
 _KAFKA = f"{_I}test_ingest_kafka.py::"
+_JOINS = f"{_I}test_ingest_joins.py::"
 _VOCABULARY = f"{_I}test_storage_vocabulary.py::"
 _ITEMS = f"{_I}test_items.py::"
 _CHECKS = "tests/unit/streams/test_positions.py::"
@@ -69,7 +70,49 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_PROCESSES}test_a_process_frozen_before_its_commit_is_replaced_and_wakes_up_harmless",
         ),
         file="storage/offsets.py",
-        off=(('    connection.execute(_END_FORMER_OWNERS, {"ids": [row.stream_id for row in wanted]})\n', ""),),
+        off=(("a.pid <> pg_backend_pid()", "a.pid IS NULL"),),
+    ),
+    Rule(
+        number=1,
+        says="an owner that gives a stream away in an orderly rebalance says so",
+        tests=(f"{_JOINS}test_a_process_that_joins_ends_nobodys_session",),
+        file="streams/membership.py",
+        off=(("        self._settle_for_good()\n        self._release()\n", "        self._settle_for_good()\n"),),
+        kafka=True,
+    ),
+    Rule(
+        number=1,
+        says="only the session of an owner that still holds the stream is ended",
+        tests=(f"{_FENCING}test_an_owner_that_gave_a_stream_away_is_not_ended_and_goes_on_with_its_others",),
+        file="storage/offsets.py",
+        off=(("SET owner_pid = NULL, owner_started = NULL WHERE", "SET owner_pid = owner_pid WHERE"),),
+    ),
+    Rule(
+        number=1,
+        says="a release that comes late clears nobody else's claim",
+        tests=(f"{_FENCING}test_a_release_that_comes_late_clears_nobody_elses_claim",),
+        file="storage/offsets.py",
+        off=(
+            (
+                "owner_started = NULL WHERE stream_id = :id AND epoch = :epoch",
+                "owner_started = NULL WHERE stream_id = :id AND CAST(:epoch AS bigint) IS NOT NULL",
+            ),
+        ),
+    ),
+    Rule(
+        number=1,
+        says="a slot in the group belongs to one living session, so no two members have one name",
+        tests=(
+            "tests/integration/test_storage_slots.py::"
+            "test_each_session_takes_the_lowest_free_slot_and_frees_it_with_its_end",
+        ),
+        file="storage/slots.py",
+        off=(
+            (
+                "SELECT pg_try_advisory_lock(:space, hashtext(:name))",
+                "SELECT CAST(:space AS int) > 0 AND CAST(:name AS text) IS NOT NULL",
+            ),
+        ),
     ),
     Rule(
         number=1,
