@@ -211,8 +211,9 @@ class BatchWriter:
             return
         made = DuplicateFilter(self._window)
         with self._connection.begin():
-            start = log.start(self._connection, claim.stream_id)
-        at, limit = max(claim.next_offset - self._window, claim.next_offset if start is None else start), 8
+            first = log.start(self._connection, claim.stream_id)
+        start = claim.next_offset if first is None else first
+        at, limit = max(claim.next_offset - self._window, start), 8
         while at < claim.next_offset:
             with self._connection.begin():
                 segments = list(log.read(self._connection, claim.stream_id, at, limit=limit, fields=log.IDENTITY))
