@@ -31,11 +31,11 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 from numpy.typing import NDArray
-from sqlalchemy import make_url
 
 from contracts import topics
 from driftline import audit_sequences as entries
 from driftline.audit_findings import Finding, Report, TopicReport
+from driftline.audit_reading import one_moment
 from driftline.audit_sequences import Entries, Strings
 from driftline.audit_settings import look_at_beginning, look_at_settings, look_at_unread
 from driftline.audit_stream import Audited, Segment, StreamAudit, place
@@ -87,7 +87,7 @@ def audit(postgres_url: str, config: KafkaConfig, *, duplicate_window: int) -> R
     report = Report(
         topics={topic: TopicReport(topic=topic) for topic in topics.INPUTS}, duplicate_window=duplicate_window
     )
-    with _one_moment(postgres_url) as connection:
+    with one_moment(postgres_url) as connection:
         reader = TopicReader(config)
         try:
             described = kafka.describe(config, list(topics.INPUTS))
@@ -109,21 +109,13 @@ def first_unexplained(
     report = Report(
         topics={topic: TopicReport(topic=topic) for topic in topics.INPUTS}, duplicate_window=duplicate_window
     )
-    with _one_moment(postgres_url) as connection:
+    with one_moment(postgres_url) as connection:
         reader = TopicReader(config)
         try:
             run = Audit(connection, reader, report, kafka.describe(config, list(topics.INPUTS)))
             return run.first_unexplained(stream_id, end)
         finally:
             reader.close()
-
-
-def _one_moment(url: str) -> psycopg.Connection[tuple[Any, ...]]:
-    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
-    connection = psycopg.connect(plain, application_name="driftline-verify", connect_timeout=5)
-    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    connection.read_only = True
-    return connection
 
 
 class Audit:

@@ -14,8 +14,8 @@ from re import Pattern
 
 import psycopg
 from psycopg import sql
-from sqlalchemy import make_url
 
+from storage.address import conninfo
 from storage.log import decode_rows
 
 _COLUMNS = """
@@ -35,8 +35,7 @@ def traces(postgres_url: str, folder: Path, *needles: str) -> dict[str, int]:
     A longer name that begins with the needle, `user-11` in `user-117`, counts too: choose one that none does.
     """
     plain = sorted(needle.encode() for needle in needles)
-    url = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(url) as connection:
+    with psycopg.connect(conninfo(postgres_url, client_encoding="UTF8")) as connection:
         found = Counter(_in_tables(connection, plain))
     pattern, longest = _any_of(plain), max(map(len, plain))
     files = (file for file in sorted(folder.rglob("*")) if _holds(file, pattern, longest))

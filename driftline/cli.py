@@ -36,9 +36,10 @@ from driftline.session import Session
 from driftline.shown import note, say
 from runtime import logs
 from runtime.lifecycle import Exit, Trouble
-from storage.engine import TooOld, Unavailable
+from storage.engine import BadAddress, Denied, TooOld, Unavailable, Unfit
 
 _INTERRUPTED = 130
+_ADDRESS = "setting DRIFTLINE_POSTGRES_URL"
 
 app = typer.Typer(
     name="driftline",
@@ -100,15 +101,23 @@ def run(arguments: Sequence[str]) -> int:
     except Trouble as trouble:
         _tell(_NAMES[trouble.code], trouble)
         return trouble.code
+    except BadAddress as error:
+        _tell("wrong call", Trouble(error.what, where=_ADDRESS, todo=error.todo))
+        return Exit.USAGE
+    except Denied as error:
+        todo = "correct DRIFTLINE_POSTGRES_URL, or let the server's or pooler's operator let this client in"
+        _tell("wrong call", Trouble(f"Postgres refuses this client: {error}", where=_ADDRESS, todo=todo))
+        return Exit.USAGE
     except Unavailable as error:
         _tell("failed", Trouble(f"Postgres is away: {error}", todo="is it running, and DRIFTLINE_POSTGRES_URL right?"))
         return Exit.FAILED
-    except TooOld as error:
-        _tell("wrong call", Trouble(str(error), where="setting DRIFTLINE_POSTGRES_URL", todo="give a newer server"))
-        return Exit.USAGE
+    except Unfit as error:
+        code = Exit.USAGE if isinstance(error, TooOld) else Exit.REFUSED
+        _tell(_NAMES[code], Trouble(error.what, where=_ADDRESS, todo=error.todo))
+        return code
     except KafkaException as error:
         todo = "is it well, and DRIFTLINE_KAFKA_BOOTSTRAP right? Then run it again"
-        note(f"failed: {Trouble(f'Kafka: {error.args[0].str()}', todo=todo)}")
+        _tell("failed", Trouble(f"Kafka: {error.args[0].str()}", todo=todo))
         return Exit.FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -71,6 +71,10 @@ class Gauge(Metric[Labels]):
         """Replaces the value."""
         (self._metric.labels(*args, **labels) if self.labels else self._metric).set(value)
 
+    def follow(self, value: Callable[[], float]) -> None:
+        """Asks for the value at each scrape, from now on (of a metric without labels)."""
+        self._metric.set_function(value)
+
     def remove(self, *args: Labels.args, **labels: Labels.kwargs) -> None:
         """Forgets one set of labels, e.g. of a partition that went to another process."""
         named: dict[str, object] = dict(zip(self.labels, args, strict=False)) | labels

@@ -35,6 +35,12 @@ CONFIG = "DRIFTLINE_CONFIG"
 _NOT_SETTINGS = re.compile(r"DRIFTLINE_(CONFIG$|TEST_)")
 _SECRET_OPTION = re.compile(r"password|secret|token|credential|jaas|assertion|\.pem|oauthbearer\.config", re.I)
 _SECRET_OF_STORE = re.compile(_SECRET_OPTION.pattern + r"|^key$|account_key|connection_string|passwd|^pass$", re.I)
+_SECRET_VALUE = re.compile(
+    r"(?P<name>(?:^|[?&;,\s])[\w.-]*(?:passwo?r?d|passphrase|pwd|secret|token|credential|signature|sig|"
+    r"(?:api|access|account|client|private|shared)[_-]?key)[\w.-]*\s*=\s*)"
+    r"(?:'(?:[^'\\]|\\.)*'|.*?(?=[&;,\s]\s*[\w.-]+\s*=|\s|$))",
+    re.I | re.DOTALL,
+)
 
 # What Kubernetes gives each container of a namespace for a Service named driftline, driftline-score, ..: told by name
 # and by what stands there, so that a misspelt setting is still refused.
@@ -300,7 +306,8 @@ class Settings(BaseSettings):
         if self.postgres_url is not None:
             shown["postgres_url"] = hide_password(self.postgres_url.get_secret_value())
         shown["kafka_options"] = {
-            name: HIDDEN if _SECRET_OPTION.search(name) else value for name, value in self.kafka_options.items()
+            name: HIDDEN if _SECRET_OPTION.search(name) else hide_password(value)
+            for name, value in self.kafka_options.items()
         }
         shown["export"]["options"] = dict.fromkeys(self.export.options, HIDDEN)
         if self.export.target is not None:
@@ -349,9 +356,12 @@ def load(config: Path | None = None) -> Settings:
 
 
 def hide_password(url: str) -> str:
-    """A URL without its password, wherever it stands (`user:password@`, `?password=`)."""
-    url = re.sub(r"(://[^/@:]*):.*@", rf"\1:{HIDDEN}@", url)
-    return re.sub(r"((?:^|[?&\s])(?:ssl)?password=)[^&\s]*", rf"\1{HIDDEN}", url)
+    """A URL or `name=value ...` without its secrets, wherever they stand (`user:password@`, `?password=`, `?secret=`).
+
+    A password may hold an unencoded @, /, ? or #: everything up to the last @ counts as one.
+    """
+    url = re.sub(r"(://[^:@/]*)[^:]*:.*@", rf"\1:{HIDDEN}@", url, flags=re.DOTALL)
+    return _SECRET_VALUE.sub(rf"\g<name>{HIDDEN}", url)
 
 
 _SECRET_VARIABLE = re.compile(r"(?i)^(?!DRIFTLINE_).*(password|secret|token|credential|account_key|connection_string)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from io import StringIO
 from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
@@ -32,26 +32,35 @@ class Health:
     def __init__(self, *parts: str) -> None:
         self._lock = threading.Lock()
         self._parts: dict[str, tuple[bool, str]] = dict.fromkeys(parts, (False, "starting"))
-        metrics.ready.set(0)
+        self._watched: dict[str, Callable[[], str]] = {}
+        metrics.ready.follow(lambda: float(self.is_ready()))
 
     def set_ready(self, part: str, ready: bool, why: str = "") -> None:
         """Says how a part is. `why` is for people: what is missing and what it waits for."""
         with self._lock:
             self._parts[part] = (ready, why)
-            metrics.ready.set(self._all_ready())
+
+    def watch(self, part: str, trouble: Callable[[], str]) -> None:
+        """Asks, whenever somebody asks for the health, what keeps a part from being ready; "" = nothing.
+
+        For what a process that is stuck cannot say itself.
+        """
+        with self._lock:
+            self._watched[part] = trouble
 
     def is_ready(self) -> bool:
         """Whether all parts are."""
-        with self._lock:
-            return self._all_ready()
+        parts = self._now()
+        return bool(parts) and all(ready for ready, _ in parts.values())
 
     def report(self) -> dict[str, dict[str, bool | str]]:
         """Part -> {"ready": ..., "why": ...}."""
-        with self._lock:
-            return {part: {"ready": ready, "why": why} for part, (ready, why) in self._parts.items()}
+        return {part: {"ready": ready, "why": why} for part, (ready, why) in self._now().items()}
 
-    def _all_ready(self) -> bool:
-        return bool(self._parts) and all(ready for ready, _ in self._parts.values())
+    def _now(self) -> dict[str, tuple[bool, str]]:
+        with self._lock:
+            parts, watched = dict(self._parts), dict(self._watched)
+        return parts | {part: (False, why) for part, trouble in watched.items() if (why := trouble())}
 
 
 class AdminServer:

@@ -26,7 +26,7 @@ from scoring.questions import misfit
 from scoring.refusals import EXPIRED, Failed, NotReady, Refusal, Stopping
 from scoring.shelf import Shelf
 from scoring.state import Seen, StateReader
-from storage.engine import Unavailable
+from storage.engine import Unavailable, Unfit
 
 PROBE_S = 1.0
 """Without requests Postgres is asked so often whether it is there."""
@@ -141,7 +141,7 @@ class Engine:
         try:
             work()
         except Exception as error:
-            if batch and not isinstance(error, Unavailable | NotReady):
+            if batch and not isinstance(error, Unavailable | Unfit | NotReady):
                 raise
             if not self._failures:
                 _log.warning("score.postgres_away", error=error)
@@ -168,7 +168,7 @@ class Engine:
         """:raises Unavailable, NotReady: nobody was told yet."""
         try:
             replies = self._replies(model, [waiting.request for waiting in batch])
-        except (Unavailable, NotReady):
+        except (Unavailable, Unfit, NotReady):
             raise
         except Exception:
             if len(batch) == 1:
@@ -183,7 +183,7 @@ class Engine:
     def _alone(self, model: Model, waiting: Waiting) -> None:
         try:
             self._answer(model, [waiting])
-        except (Unavailable, NotReady) as error:
+        except (Unavailable, Unfit, NotReady) as error:
             waiting.done(_unreadable(error))
         except Exception:
             _log.exception("score.failed", requests=1)

@@ -4,48 +4,99 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-MINIMUM_SERVER_VERSION = 17
-"""`transaction_timeout` (protocol, rule 1) came with PostgreSQL 17."""
+from storage import sessions
+from storage.address import parameters
+from storage.faults import BadAddress, Denied, TooOld, Unavailable, Unfit
+from storage.sessions import OVERDUE_S, Server, Session
+from storage.sqlstates import fault_of
+
+__all__ = [
+    "BadAddress", "Denied", "SameServer", "TooOld", "Unavailable", "Unfit", "driver", "mapped_errors", "open_engine",
+]  # fmt: skip
 
 
-class Unavailable(ConnectionError):
-    """Postgres is out of reach, or the outcome of a commit is unknown: drop memory, come again later."""
+class SameServer:
+    """Holds connections to one Postgres: what one of them knows, the others must not write to another server.
+
+    After a failover, or when a backup was restored, system identifier or timeline differ (protocol, rule 1).
+    """
+
+    def __init__(self) -> None:
+        self._known: Server | None = None
+
+    def check(self, found: Server | None) -> None:
+        """:raises Unavailable: another server than the first one answers: drop memory and begin anew."""
+        self._known = self._known or found
+        if found is not None and found != self._known:
+            raise Unavailable(f"another Postgres answers ({found}, before {self._known}): a failover, or a restore")
 
 
-class TooOld(RuntimeError):
-    """The server is older than Driftline's promise needs."""
-
-
-def open_engine(url: str, *, application_name: str, transaction_timeout_s: float = 0, pooled: bool = False) -> Engine:
-    """An engine whose sessions commit durably.
+def open_engine(
+    url: str,
+    *,
+    application_name: str,
+    transaction_timeout_s: float = 0,
+    pooled: bool = False,
+    answer_s: float | None = None,
+    overdue_s: float = OVERDUE_S,
+    same: SameServer | None = None,
+) -> Engine:
+    """An engine whose sessions commit durably and read what was written; see `storage.sessions`.
 
     :param transaction_timeout_s: Postgres ends a transaction open for longer; 0 = never.
     :param pooled: keep connections between uses (for a process that serves many callers).
+    :param answer_s: seconds an answer is waited for; default: a little longer than `transaction_timeout_s`.
+    :param overdue_s: seconds without an answer after which the process is not ready.
+    :param same: connections to another server than the first are refused.
+    :raises BadAddress: the URL cannot be read.
     """
-    timeout_ms = int(transaction_timeout_s * 1000)
-    options = {
-        "application_name": application_name,
-        # Set here and not left to the server: with it off, a commit we reported may be lost.
-        "options": f"-c synchronous_commit=on -c transaction_timeout={timeout_ms} -c timezone=UTC",
-        "connect_timeout": 5,
-    }
-    parsed = make_url(url).set(drivername="postgresql+psycopg")
+    address = parameters(url)
     if pooled:
-        return create_engine(parsed, connect_args=options, pool_pre_ping=True, pool_size=4, hide_parameters=True)
-    return create_engine(parsed, connect_args=options, poolclass=NullPool, hide_parameters=True)
+        engine = create_engine("postgresql+psycopg://", pool_pre_ping=True, pool_size=4, hide_parameters=True)
+    else:
+        engine = create_engine("postgresql+psycopg://", poolclass=NullPool, hide_parameters=True)
+
+    def connect(dialect: Any, record: Any, given: Any, options: dict[str, Any]) -> Session:
+        made = sessions.connect(
+            address,
+            application_name=application_name,
+            transaction_timeout_s=transaction_timeout_s,
+            answer_s=answer_s,
+            overdue_s=overdue_s,
+            **options,
+        )
+        if same is not None:
+            try:
+                same.check(sessions.server_of(made))
+            except Unavailable:
+                made.close()
+                raise
+        return made
+
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "begin", _check_pooler)
+    event.listen(engine, "handle_error", _leave_read_only)
+    return engine
 
 
-def check_server(connection: Connection) -> None:
-    """:raises TooOld: the server is older than MINIMUM_SERVER_VERSION."""
-    version = connection.scalar(text("SELECT current_setting('server_version_num')::int / 10000"))
-    if version < MINIMUM_SERVER_VERSION:
-        raise TooOld(f"PostgreSQL {version} answers; Driftline needs {MINIMUM_SERVER_VERSION} or newer")
+def _check_pooler(connection: Connection) -> None:
+    raw = driver(connection)
+    if isinstance(raw, Session) and raw.pooled:
+        sessions.check_ours(raw)
+
+
+def _leave_read_only(context: ExceptionContext) -> None:
+    """A session of a server that became read-only is of no more use: the next one may meet the new primary."""
+    if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+        context.is_disconnect = True
 
 
 def driver(connection: Connection) -> psycopg.Connection:
@@ -57,35 +108,17 @@ def driver(connection: Connection) -> psycopg.Connection:
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Turns the driver's errors that mean "gone, or unsure" into `Unavailable`; the others pass.
+    """Turns the driver's errors into what they mean for the caller (`storage.sqlstates`); the others pass.
 
-    :raises Unavailable: the connection broke, was terminated or timed out, or the server is starting,
-        stopping, full or without memory: nothing the statement itself could help.
+    :raises Unavailable: the connection broke, was terminated or timed out, or the server is starting, stopping,
+        read-only, full or without memory: nothing the statement itself could help.
+    :raises Unfit: rights, tables or the server's own state forbid to go on.
     """
     try:
         yield
     except (DBAPIError, psycopg.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
-            raise Unavailable(_sentence(cause)) from error
-        if isinstance(cause, psycopg.Error) and _is_outage(cause):
-            raise Unavailable(_sentence(cause)) from error
-        raise
-
-
-# Classes of SQLSTATE that time, an operator or a retry mends: 08 connection, 25P04 transaction timeout,
-# 40 rolled back (serialization, deadlock), 53 out of resources, 55P03 lock timeout, 57 operator.
-_OUTAGE = ("08", "25P04", "40", "53", "55P03", "57")
-
-
-def _is_outage(error: psycopg.Error) -> bool:
-    state = error.sqlstate
-    if state is None:  # the client noticed first: no connection, or it broke
-        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return state.startswith(_OUTAGE)
-
-
-def _sentence(error: BaseException | None) -> str:
-    """The server's first sentence; not its DETAIL and CONTEXT, which quote rows."""
-    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    return " ".join((said or str(error)).split())[:300] or type(error).__name__
+        broken = isinstance(error, DBAPIError) and error.connection_invalidated
+        if not isinstance(cause, psycopg.Error) or (fault := fault_of(cause, broken=broken)) is None:
+            raise
+        raise fault from error

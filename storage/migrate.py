@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
-from storage.engine import check_server, mapped_errors, open_engine
+from storage.engine import mapped_errors, open_engine
 
 _LOCK = 0x64726966746C  # "driftl": processes that start together migrate one after another
 
@@ -19,17 +19,17 @@ def upgrade(url: str) -> str:
     """Applies what is missing; returns the revision reached.
 
     :raises Unavailable: Postgres is out of reach.
-    :raises TooOld: the server's version is not enough.
+    :raises Unfit: its version, its encoding or this role's rights are not enough.
     """
     engine = open_engine(url, application_name="driftline-migrate")
     with mapped_errors(), engine.connect() as connection:
-        check_server(connection)
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
         connection.commit()
         try:
             command.upgrade(_config(connection), "head")
             connection.commit()
         finally:
+            connection.rollback()  # else the unlocking fails in a failed transaction, and hides what failed
             connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _LOCK})
             connection.commit()
     return head()

@@ -87,7 +87,16 @@ _END_FORMER_OWNERS = text("""
     FROM stream_offset s
     JOIN pg_stat_activity a ON a.pid = s.owner_pid AND a.backend_start = s.owner_started
     WHERE s.stream_id = ANY(:ids) AND a.pid <> pg_backend_pid()
+      AND EXISTS (
+        SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.objsubid = 2
+          AND l.classid = :space AND l.objid = s.stream_id AND l.database = a.datid
+      )
 """)
+
+# Its session's own mark, gone with it: a pooler gives the backend of a client that is gone to the next one.
+_MARK = text("SELECT pg_advisory_lock_shared(:space, id) FROM unnest(CAST(:ids AS int[])) AS streams(id)")
+_OWNED = 0x64726F77
+"""First key of the advisory locks of owners; the second is the stream's id. Shared: it keeps nobody waiting."""
 
 _CLAIM = text("""
     UPDATE stream_offset s
@@ -176,9 +185,11 @@ def claim(
     :param ended: is told how many sessions were ended, if any were.
     """
     wanted = sorted(rows, key=lambda row: row.stream_id)
-    former = {row.pid for row in connection.execute(_END_FORMER_OWNERS, {"ids": [row.stream_id for row in wanted]})}
+    ids = [row.stream_id for row in wanted]
+    former = {row.pid for row in connection.execute(_END_FORMER_OWNERS, {"space": _OWNED, "ids": ids})}
     if former and ended is not None:
         ended(len(former))
+    connection.execute(_MARK, {"space": _OWNED, "ids": ids})
     claims = []
     for row in wanted:
         epoch, next_offset, suppression = connection.execute(_CLAIM, {"id": row.stream_id}).one()

@@ -32,6 +32,9 @@ SEGMENTS_AT_ONCE = 100
 USERS_AT_ONCE = 200
 """Users whose sequences are trimmed in one transaction."""
 
+OVERDUE_S = 60.0
+"""Seconds without an answer after which it is not ready: its statements over large tables take long."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -69,7 +72,9 @@ class Maintain:
         :param snapshots: folder of snapshot files.
         :param duplicate_window: offsets a partition, as `ingest` is set: retention leaves them in the log.
         """
-        self._engine: Engine = open_engine(postgres_url, application_name="driftline-maintain", pooled=True)
+        self._engine: Engine = open_engine(
+            postgres_url, application_name="driftline-maintain", pooled=True, overdue_s=OVERDUE_S
+        )
         self._folder = snapshots
         self._settings = settings
         self._policy = retention.Policy(

@@ -24,7 +24,7 @@ from runtime.kafka import KafkaConfig, TopicDescription
 from runtime.lifecycle import Refused, Stop
 from runtime.settings import IngestSettings
 from storage import offsets, slots
-from storage.engine import Unavailable, mapped_errors, open_engine
+from storage.engine import SameServer, Unavailable, mapped_errors, open_engine
 from storage.offsets import Advance, Claim, Fenced
 from storage.slots import Slot
 from storage.vocabulary import Vocabulary
@@ -38,6 +38,8 @@ from streams.topic_settings import TopicWatch
 from streams.vanished import newest_records
 
 TRANSACTION_TIMEOUT_S = 15
+SIDE_ANSWER_S = 30.0
+"""Seconds an answer to the short transactions beside the batches is waited for."""
 CHECK_TOPICS_EVERY_S = 2.0
 BROKER_TIMEOUT_S = 4.0
 """Seconds an answer of the broker is waited for: well below the 10 s in which a process must drain."""
@@ -94,11 +96,16 @@ class Membership:
         """What went wrong inside a group callback; raised outside it."""
         self._ends: dict[Place, int] = {}
         with ExitStack() as opened:
-            engine = open_engine(url, application_name="driftline-ingest", transaction_timeout_s=TRANSACTION_TIMEOUT_S)
+            same = SameServer()
+            engine = open_engine(
+                url, application_name="driftline-ingest", transaction_timeout_s=TRANSACTION_TIMEOUT_S, same=same
+            )
             self._connection = engine.connect()
             opened.callback(self._drop_connection)
             self._slot = self._take_slot(slot)
-            self._side_engine = open_engine(url, application_name="driftline-ingest-side", pooled=True)
+            self._side_engine = open_engine(
+                url, application_name="driftline-ingest-side", pooled=True, answer_s=SIDE_ANSWER_S, same=same
+            )
             opened.callback(self._side_engine.dispose)
             self._vocabulary = Vocabulary(self._side_engine)
             self._notices = Notices(kafka_config, self._side_engine)

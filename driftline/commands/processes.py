@@ -21,6 +21,7 @@ from runtime.lifecycle import Stop
 from runtime.logs import catch_the_uncaught, configure_logging
 from runtime.settings import Port as PortSetting
 from runtime.telemetry import AdminServer, Health
+from storage.calls import CALLS
 
 Once = Annotated[bool, typer.Option("--once", help="Stop at the ends the topics had at the start.")]
 
@@ -209,6 +210,7 @@ def long_running(call: Session, name: str, port: int | None, *, tables: bool = T
     if tables:
         call.check_tables()
     health, stop = Health(name), Stop()
+    health.watch("postgres", CALLS.overdue)
     with stop.on_signals(), AdminServer(health, port=port, host=settings.admin_host):
         yield health, stop
 

@@ -10,6 +10,7 @@ from driftline.audit_findings import Finding, Report
 from driftline.commands import AsJson, example, session
 from driftline.shown import as_json, note, one_line, say, table
 from runtime.lifecycle import Exit
+from storage.engine import mapped_errors
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,7 +28,8 @@ def verify(context: typer.Context, json: AsJson = False) -> None:
 
     call = session(context)
     call.check_tables()
-    report = audit(call.postgres_url, call.kafka, duplicate_window=call.settings.ingest.duplicate_window)
+    with mapped_errors():
+        report = audit(call.postgres_url, call.kafka, duplicate_window=call.settings.ingest.duplicate_window)
     if json:
         as_json({"ok": report.ok, "read": report.read, **asdict(report)})
     else:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from contracts import topics
 from storage import offsets
 from storage.engine import Unavailable, mapped_errors
-from storage.offsets import Fenced
+from storage.offsets import _OWNED, Fenced
 from tests.integration.feeding import event, query, taken
 from tests.integration.owning import MakeOwner, Owner, Place, message, stream
 
@@ -140,6 +140,9 @@ def test_only_the_backend_that_claimed_is_ended_not_one_that_got_its_number(data
     pid = bystander.connection.scalar(text("SELECT pg_backend_pid()"))
     bystander.connection.rollback()
     owner()
+    [(stream_id,)] = query(database, "SELECT stream_id FROM stream_offset WHERE topic = 'events.user'")
+    with bystander.connection.begin():
+        bystander.connection.execute(text("SELECT pg_advisory_lock_shared(:s, :id)"), {"s": _OWNED, "id": stream_id})
     query(database, "UPDATE stream_offset SET owner_pid = %s WHERE topic = 'events.user'", pid)
     owner()
     assert bystander.connection.scalar(text("SELECT 1")) == 1

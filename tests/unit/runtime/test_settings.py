@@ -106,10 +106,46 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://u:p@ss@h/d", "host=h password=p@ss", "postgresql:///d?host=h&password=p@ss"]
+    "url",
+    [
+        "postgresql://u:p@ss@h/d",
+        "postgresql://u:p@ss/w?x#y@h/d",
+        "postgresql://u@corp:p@ss@h/d",
+        "postgresql://u/x:p@ss@h/d",
+        "postgresql://u:line\np@ss@h/d",
+        "host=h password=p@ss",
+        "host=h password = 'a p@ss'",
+        "postgresql:///d?host=h&password=p@ss",
+        "postgresql:///d?sslpassword=a&p@ss&host=h",
+        "s3://bucket/path?secret=p@ss",
+        "s3://bucket/path?endpoint=x&AWS_SECRET_ACCESS_KEY=p@ss&region=y",
+        "https://store/x?sig=p@ss",
+        "https://store/x?api_key=p@ss",
+        "https://store/x?access_token=p@ss",
+    ],
 )
 def test_a_password_is_hidden_wherever_a_url_has_it(url: str) -> None:
     assert "p@ss" not in settings.hide_password(url)
+    assert settings.HIDDEN in settings.hide_password(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me@db:5432/d?sslmode=require&application_name=x",
+        "postgresql://one:5432,two:5433/d?target_session_attrs=read-write",
+        "s3://bucket/path?region=y",
+        "/var/lib/bundles",
+    ],
+)
+def test_an_address_without_a_secret_is_shown_as_it_is(url: str) -> None:
+    assert settings.hide_password(url) == url
+
+
+def test_secrets_of_urls_in_other_settings_are_hidden_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRIFTLINE_EXPORT__TARGET", "s3://bucket/x?secret=hunter2")
+    monkeypatch.setenv("DRIFTLINE_KAFKA_OPTIONS", '{"http.url": "https://me:hunter2@registry/x?secret=hunter2"}')
+    assert "hunter2" not in str(settings.load().redacted())
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

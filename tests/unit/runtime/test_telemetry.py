@@ -27,6 +27,22 @@ def test_the_pages_tell_health_readiness_and_metrics() -> None:
         assert client.get("/elsewhere").status_code == 404
 
 
+def test_what_is_watched_is_asked_at_each_look() -> None:
+    health, trouble = Health("ingest"), [""]
+    health.watch("postgres", lambda: trouble[0])
+    health.set_ready("ingest", True)
+    with AdminServer(health, port=0) as server, httpx.Client(base_url=f"http://127.0.0.1:{server.port}") as client:
+        assert client.get("/readyz").json() == {"ready": True, "parts": {"ingest": {"ready": True, "why": ""}}}
+        trouble[0] = "Postgres has not answered for 12 s"
+        assert "driftline_ready 0.0" in client.get("/metrics").text
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json()["parts"]["postgres"] == {"ready": False, "why": trouble[0]}
+        trouble[0] = ""
+        assert client.get("/readyz").status_code == 200
+        assert "driftline_ready 1.0" in client.get("/metrics").text
+
+
 def test_a_taken_port_is_said_to_be_taken() -> None:
     with AdminServer(Health(), port=0) as first, pytest.raises(Usage, match="cannot listen"):
         AdminServer(Health(), port=first.port)
