@@ -52,7 +52,8 @@ def pgbouncer(database: str, folder: Path, *, mode: str = "session", **settings:
     config.write_text("\n".join(["[databases]", f"* = {where}", "[pgbouncer]", *lines, ""]))
     owner: dict[str, int] = {}
     if os.geteuid() == 0:  # it refuses to run as root, and the server's socket is its owner's alone
-        found = os.stat(address["host"])
+        host = address.get("host", "")
+        found = os.stat(host if host.startswith("/") else folder)
         owner = {"user": found.st_uid or 65_534, "group": found.st_gid or 65_534}
     with (folder / "pgbouncer.log").open("wb") as log:
         process = subprocess.Popen([program, str(config)], stdout=log, stderr=log, **owner)  # type: ignore[call-overload]

@@ -152,7 +152,7 @@ def test_options_that_a_pooler_refuses_are_said_to_be_refused(
 def test_a_pooler_with_one_server_for_all_is_an_outage_with_its_reason(database: str, tmp_path: Path) -> None:
     with pgbouncer(database, tmp_path, default_pool_size=1) as url:
         engine = open_engine(url, application_name="test")
-        with pytest.raises(ConnectionError, match="no second server within 5 s.*pool_size"), engine.connect():
+        with pytest.raises(ConnectionError, match=r"no second server within 5 s.*pool_size"), engine.connect():
             pass
 
 

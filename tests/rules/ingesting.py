@@ -15,6 +15,7 @@ _JOINS = f"{_I}test_ingest_joins.py::"
 _VOCABULARY = f"{_I}test_storage_vocabulary.py::"
 _ITEMS = f"{_I}test_items.py::"
 _CHECKS = "tests/unit/streams/test_positions.py::"
+_SESSIONS = "tests/unit/storage/test_sessions.py::"
 
 _TWO_STATEMENTS = """        keys = "s.user_id, s.stream_id, s.first_offset, s.epoch"
         seen = raw.execute(f"SELECT {keys} FROM user_segment s".encode()).fetchall()
@@ -147,6 +148,65 @@ INGEST_RULES: tuple[Rule, ...] = (
             ),
             ("except (Unavailable, Transient) as error:", "except Transient as error:"),
         ),
+    ),
+    Rule(
+        number=1,
+        says="the backend ended is still its owner's: a pooler gives one of a client that is gone to the next",
+        tests=(f"{_I}test_pooler.py::test_the_client_that_got_a_dead_owners_backend_is_not_ended",),
+        file="storage/offsets.py",
+        off=(
+            (
+                "      AND EXISTS (\n        SELECT FROM pg_locks",
+                "      AND true OR EXISTS (\n        SELECT FROM pg_locks",
+            ),
+        ),
+    ),
+    Rule(
+        number=1,
+        says="synchronous_commit is set by statement on each connection, whatever URL, role or database say",
+        tests=(
+            f"{_I}test_sessions.py::test_a_setting_of_the_database_changes_nothing[synchronous_commit = off]",
+            f"{_I}test_pooler.py::test_in_session_mode_the_promise_stands[options]",
+        ),
+        file="storage/sessions.py",
+        off=(("THEN 'remote_apply' ELSE 'on' END, false)", "THEN 'remote_apply' ELSE 'on' END, true)"),),
+    ),
+    Rule(
+        number=1,
+        says="what is set is read back, and refused by name where it is not so",
+        tests=(f"{_SESSIONS}test_a_setting_that_is_not_as_it_was_set_is_refused_by_name",),
+        file="storage/sessions.py",
+        off=(("        if found[name] != value:", "        if False:"),),
+    ),
+    Rule(
+        number=1,
+        says="a commit that could be lost is refused",
+        tests=(f"{_SESSIONS}test_a_commit_that_may_be_lost_is_refused",),
+        file="storage/sessions.py",
+        off=(("    if found[_COMMIT] not in _DURABLE:", "    if False:"),),
+    ),
+    Rule(
+        number=1,
+        says="a pooler that shares its servers is refused at the start",
+        tests=(f"{_I}test_pooler.py::test_a_pooler_that_shares_its_servers_is_refused_at_start[transaction]",),
+        file="storage/sessions.py",
+        off=(("    if taken == raw.backend or backend != raw.backend or token != raw.token:", "    if False:"),),
+    ),
+    Rule(
+        number=1,
+        says="a transaction that meets a session set up by somebody else is refused before it writes",
+        tests=(
+            f"{_I}test_pooler.py::test_a_transaction_that_meets_another_server_process_is_refused_before_it_writes",
+        ),
+        file="storage/sessions.py",
+        off=(("    if token == raw.token and commit in _DURABLE:", "    if commit in _DURABLE:"),),
+    ),
+    Rule(
+        number=1,
+        says="after a failover or a restore nothing that was known of the other server is used",
+        tests=(f"{_I}test_postgres_away.py::test_a_standby_is_waited_for_and_its_promotion_is_another_server",),
+        file="storage/engine.py",
+        off=(("        if found is not None and found != self._known:", "        if False:"),),
     ),
     Rule(
         number=2,

@@ -14,7 +14,7 @@ _WANTED = {"DateStyle": "ISO, MDY", "transaction_timeout": "15s"}
 def test_a_setting_that_is_not_as_it_was_set_is_refused_by_name() -> None:
     check({**_WANTED, "synchronous_commit": "on"}, _WANTED)
     check({**_WANTED, "synchronous_commit": "remote_apply"}, _WANTED)
-    with pytest.raises(Unfit, match="DateStyle = 'German, DMY'.*'ISO, MDY'"):
+    with pytest.raises(Unfit, match=r"DateStyle = 'German, DMY'.*'ISO, MDY'"):
         check({**_WANTED, "DateStyle": "German, DMY", "synchronous_commit": "on"}, _WANTED)
     with pytest.raises(Unfit, match="transaction_timeout = '0'"):
         check({**_WANTED, "transaction_timeout": "0", "synchronous_commit": "on"}, _WANTED)
