@@ -121,11 +121,18 @@ def _completed(given: Settings, running: stack.Stack) -> Settings:
 
 def _check_tables(connection: Connection, settings: Settings) -> None:
     current, wanted = migrate.current(connection), migrate.head()
+    elsewhere = migrate.elsewhere(connection) if current is None else None
     connection.rollback()
     if current == wanted:
         return
     assert settings.postgres_url is not None
     where = all_settings.hide_password(settings.postgres_url.get_secret_value())
+    if elsewhere is not None:
+        raise Usage(
+            f"the tables stand in schema {elsewhere!r}, where a search_path of the role or the database has led them",
+            where=where,
+            todo=f'move each to public: ALTER TABLE "{elsewhere}".... SET SCHEMA public (views, sequences too)',
+        )
     raise Usage(
         "the database has no tables yet" if current is None else f"the tables are at revision {current}, not {wanted}",
         where=where,

@@ -12,6 +12,11 @@ from sqlalchemy import Connection, text
 
 from storage.engine import mapped_errors, open_engine
 
+_ELSEWHERE = text("""
+    SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relname IN ('alembic_version', 'stream_offset') AND c.relkind = 'r' AND n.nspname <> 'public'
+    GROUP BY n.nspname HAVING count(*) = 2 ORDER BY n.nspname LIMIT 1
+""")
 _LOCK = 0x64726966746C  # "driftl": processes that start together migrate one after another
 
 
@@ -53,6 +58,12 @@ def head() -> str:
 def current(connection: Connection) -> str | None:
     """The revision the database is at; None = never migrated."""
     return MigrationContext.configure(connection).get_current_revision()
+
+
+def elsewhere(connection: Connection) -> str | None:
+    """A schema other than public in which tables of ours stand; None = there is none."""
+    found: str | None = connection.scalar(_ELSEWHERE)
+    return found
 
 
 def _config(connection: Connection | None) -> Config:

@@ -211,6 +211,18 @@ def test_a_role_with_the_documented_rights_and_a_blank_in_its_name_can_do_all_of
     assert code == Exit.DONE, said
 
 
+def test_tables_that_a_search_path_led_into_another_schema_are_found(database: str, verb: Verb) -> None:
+    query(database, "ALTER SCHEMA public RENAME TO tenant")
+    query(database, "CREATE SCHEMA public")
+    code, said = verb(database, "status")
+    assert code == Exit.USAGE
+    assert "the tables stand in schema 'tenant'" in said
+    query(database, "DROP SCHEMA public")
+    query(database, "ALTER SCHEMA tenant RENAME TO public")
+    code, said = verb(database, "status")
+    assert code == Exit.DONE, said
+
+
 # -- addresses --
 
 
