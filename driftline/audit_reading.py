@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from runtime.lifecycle import Refused
 from storage.address import parameters
@@ -34,8 +35,8 @@ def one_moment(url: str) -> psycopg.Connection[tuple[Any, ...]]:
 
     :raises Refused: the database is not UTF8, or a setting cannot be had: what it holds could be misread.
     """
-    address = {"connect_timeout": "5", **parameters(url), "client_encoding": "UTF8"}
-    connection = psycopg.connect(**address, application_name="driftline-verify", prepare_threshold=None)
+    given = {**parameters(url), "client_encoding": "UTF8", "application_name": "driftline-verify"}
+    connection = psycopg.connect(make_conninfo("", **{"connect_timeout": "5", **given}), prepare_threshold=None)
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     connection.read_only = True
     try:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
 
 from storage.address import server_settings
 from storage.calls import CALLS
@@ -208,7 +209,7 @@ def check(found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
 def _open(address: Mapping[str, str], application_name: str, **options: Any) -> Session:
     given = {**_NETWORK, **address, "application_name": application_name, "client_encoding": "UTF8"}
     with CALLS.waiting(id(given), limit_s=OVERDUE_S, name=application_name):
-        return Session.connect(autocommit=True, **given, **options)
+        return Session.connect(make_conninfo("", **given), autocommit=True, **options)
 
 
 def _refuse_server(raw: Session) -> None:
@@ -250,7 +251,7 @@ def _set_up(raw: Session, wanted: Mapping[str, str]) -> None:
     )
     names = [*wanted, _COMMIT]
     words = [*_WHERE, *(["pg_catalog.current_setting(%s)"] * len(names))]
-    row = raw.execute(f"SELECT {', '.join(words)}".encode(), names).fetchone() or ()
+    row: tuple[Any, ...] = raw.execute(f"SELECT {', '.join(words)}".encode(), names).fetchall()[0]
     raw.backend, encoding = row[:2]
     raw.pooled = raw.backend != raw.info.backend_pid
     found = dict(zip(names, row[2:], strict=True))
