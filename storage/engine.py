@@ -76,7 +76,7 @@ def open_engine(
         if same is not None:
             try:
                 same.check(sessions.server_of(made))
-            except Unavailable:
+            except BaseException:
                 made.close()
                 raise
         return made

@@ -68,10 +68,7 @@ _SET_COMMIT = (
     "pg_catalog.set_config('synchronous_commit', CASE pg_catalog.current_setting('synchronous_commit') "
     "WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)"
 )
-_WHERE = (
-    "pg_catalog.pg_backend_pid()",
-    "pg_catalog.current_setting('server_encoding')",
-)
+_WHERE = ("pg_catalog.pg_backend_pid()", "pg_catalog.current_setting('server_encoding')")
 _SERVER = (
     "SELECT system_identifier, CASE WHEN pg_catalog.pg_is_in_recovery() "
     "THEN (SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()) "
@@ -152,7 +149,7 @@ def connect(
         raw.name, raw.answer_s, raw.overdue_s = application_name, answer_s, overdue_s
         _refuse_server(raw)
         given = server_settings(raw.info.options)
-        _set_up(raw, {**_wanted(given, round(transaction_timeout_s * 1000)), "application_name": application_name})
+        _set_up(raw, _wanted(given, round(transaction_timeout_s * 1000)))
         if raw.pooled:
             _set_given(raw, given)
             with closing(_open(address, application_name, **options)) as other:

@@ -156,6 +156,12 @@ def test_what_address_and_environment_say_changes_nothing(
     assert audit(url, tansu_topics, duplicate_window=1000).ok
 
 
+def test_a_long_or_foreign_name_of_a_learner_is_no_reason_to_refuse(database: str) -> None:
+    engine = open_engine(database, application_name=f"driftline-train-{'ü' * 40}")
+    with mapped_errors(), engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+
+
 def test_a_commit_that_waits_for_more_than_durability_is_kept(database: str) -> None:
     query(database, f'ALTER DATABASE "{name_of(database)}" SET synchronous_commit = remote_apply')
     engine = open_engine(database, application_name="test")
