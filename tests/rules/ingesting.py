@@ -160,8 +160,8 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=1,
         says="synchronous_commit is set by statement on each connection, whatever URL, role or database say",
         tests=(
-            f"{_I}test_sessions.py::test_a_setting_of_the_database_changes_nothing[synchronous_commit = off]",
-            f"{_I}test_pooler.py::test_in_session_mode_the_promise_stands[options]",
+            f"{_I}test_sessions.py::test_a_setting_of_the_database_changes_nothing",
+            f"{_I}test_pooler.py::test_in_session_mode_the_promise_stands",
         ),
         file="storage/sessions.py",
         off=(("THEN 'remote_apply' ELSE 'on' END, false)", "THEN 'remote_apply' ELSE 'on' END, true)"),),
@@ -183,7 +183,7 @@ INGEST_RULES: tuple[Rule, ...] = (
     Rule(
         number=1,
         says="a pooler that shares its servers is refused at the start",
-        tests=(f"{_I}test_pooler.py::test_a_pooler_that_shares_its_servers_is_refused_at_start[transaction]",),
+        tests=(f"{_I}test_pooler.py::test_a_pooler_that_shares_its_servers_is_refused_at_start",),
         file="storage/sessions.py",
         off=(("    if taken == raw.backend or backend != raw.backend or token != raw.token:", "    if False:"),),
     ),
