@@ -155,7 +155,7 @@ def fault_of(error: psycopg.Error, *, broken: bool = False) -> Unavailable | Unf
 
 
 def sentence(error: BaseException | None) -> str:
-    """The server's first sentence on one line of at most 300 characters; not its DETAIL and CONTEXT, which quote rows."""
+    """The server's first sentence, at most 300 characters; not its DETAIL and CONTEXT, which quote rows."""
     said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
     return " ".join((said or str(error)).split())[:300] or type(error).__name__
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -23,6 +24,10 @@ from tests.integration.poolers import pgbouncer
 
 PID = "SELECT pg_backend_pid()"
 EVENTS = [event(f"e{n}", f"user {n % 3}", n) for n in range(40)]
+
+
+def has_taken(database: str, events: int) -> bool:
+    return len(taken(database).identities) == events
 
 
 @contextmanager
@@ -61,7 +66,7 @@ def test_in_session_mode_a_killed_process_is_replaced_and_nothing_lost(
         for n in range(4):
             process = started.start(url, tansu_topics)
             sender.send(*EVENTS[n * 10 : (n + 1) * 10])
-            eventually(lambda n=n: len(taken(database).identities) == (n + 1) * 10, within_s=30)
+            eventually(partial(has_taken, database, (n + 1) * 10), within_s=30)
             process.signal(signal.SIGKILL)
             process.exit_code()
         ingest_once(url, tansu_topics)

@@ -10,6 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import make_url, text
 
+from contracts.records import Relation, UserEvent
 from driftline.audit import audit
 from driftline.cli import run
 from runtime.kafka import KafkaConfig
@@ -18,7 +19,10 @@ from storage import migrate
 from storage.engine import Denied, Unavailable, Unfit, driver, mapped_errors, open_engine
 from tests.integration.feeding import Sender, event, identity, ingest_once, query, relation, taken
 
-EVENTS = [*(event(f"e{n}", f"üser {n % 3}", n) for n in range(20)), relation("r1", "ann", "bob", 30)]
+EVENTS: list[UserEvent | Relation] = [
+    *(event(f"e{n}", f"üser {n % 3}", n) for n in range(20)),
+    relation("r1", "ann", "bob", 30),
+]
 
 Verb = Callable[..., tuple[int, str]]
 

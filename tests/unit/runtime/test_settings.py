@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from runtime import settings
 from runtime.lifecycle import Exit, Usage
+from runtime.redaction import HIDDEN
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +127,7 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_password_is_hidden_wherever_a_url_has_it(url: str) -> None:
     assert "p@ss" not in settings.hide_password(url)
-    assert settings.HIDDEN in settings.hide_password(url)
+    assert HIDDEN in settings.hide_password(url)
 
 
 @pytest.mark.parametrize(
