@@ -20,7 +20,7 @@ ALARMS = "drift.alarms"
 DEAD_LETTERS = "events.dlq"
 
 ORIGIN_HEADER = "driftline-origin"
-"""Header of a replayed dead letter: the id of the dead letter it repeats."""
+"""Header of a replayed dead letter: which one it repeats, and the proof (`contracts/origins.py`)."""
 
 # A record's time orders the merge of partitions, so a producer whose clock runs ahead must be refused by
 # the broker; an hour leaves room for honest skew. Records of years ago are history replayed: without

@@ -20,7 +20,6 @@ Memory: about 100 bytes an event of the log, and one segment's rows at a time.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -59,6 +58,9 @@ _SEGMENTS = """
 _LETTERS = "SELECT position FROM dead_letter WHERE stream_id = %s ORDER BY position"
 _ITEMS = "SELECT position, item_id, payload::text FROM item_version WHERE stream_id = %s ORDER BY position"
 _REPLAYED = "SELECT origin_stream_id || ':' || origin_position, stream_id, position FROM replayed_letter"
+_TOPIC_OF_LETTER = """
+    SELECT s.topic FROM dead_letter d JOIN stream_offset s USING (stream_id) WHERE d.stream_id = %s AND d.position = %s
+"""
 _TRIMMED = "SELECT count(*), coalesce(sum(events), 0)::bigint FROM trimmed_sequence"
 _ERASED = "SELECT user_hash FROM suppression"
 _KEY = "SELECT suppression_key FROM installation"
@@ -88,7 +90,7 @@ def audit(postgres_url: str, config: KafkaConfig, *, duplicate_window: int) -> R
         topics={topic: TopicReport(topic=topic) for topic in topics.INPUTS}, duplicate_window=duplicate_window
     )
     with one_moment(postgres_url) as connection:
-        reader = TopicReader(config)
+        reader = TopicReader(config, _secret(connection))
         try:
             described = kafka.describe(config, list(topics.INPUTS))
             look_at_settings(config, described, report.topics)
@@ -110,12 +112,17 @@ def first_unexplained(
         topics={topic: TopicReport(topic=topic) for topic in topics.INPUTS}, duplicate_window=duplicate_window
     )
     with one_moment(postgres_url) as connection:
-        reader = TopicReader(config)
+        reader = TopicReader(config, _secret(connection))
         try:
             run = Audit(connection, reader, report, kafka.describe(config, list(topics.INPUTS)))
             return run.first_unexplained(stream_id, end)
         finally:
             reader.close()
+
+
+def _secret(connection: psycopg.Connection[tuple[Any, ...]]) -> bytes:
+    [(key,)] = connection.execute(_KEY, binary=True).fetchall()
+    return bytes(key)
 
 
 class Audit:
@@ -135,10 +142,12 @@ class Audit:
         self.window = report.duplicate_window
         """Offsets within which a repetition must be recognised."""
         self._streams = [Audited(**dict(zip(_STREAM_FIELDS, row, strict=True))) for row in self._all(_STREAMS)]
-        self._replayed = {origin: (stream, at) for origin, stream, at in self._all(_REPLAYED)}
+        self._replayed: dict[str, tuple[int, int]] = {
+            origin: (stream, at) for origin, stream, at in self._all(_REPLAYED)
+        }
+        self._topic_of_letter: dict[str, str | None] = {}
         self._erased = frozenset(bytes(row[0]) for row in self._all(_ERASED))
-        self._key = bytes(self._all(_KEY)[0][0])
-        self._brought_in: Counter[str] = Counter()
+        self._key = _secret(connection)
         self._expected: dict[int, Entries] = {}
 
     def run(self) -> None:
@@ -223,15 +232,20 @@ class Audit:
         """Whether anybody was erased."""
         return bool(self._erased)
 
-    def came_in_otherwise(self, origin: str, stream: Audited, offset: int) -> bool:
-        """Whether another record brought a dead letter in."""
-        by = self._replayed.get(origin)
-        return by is not None and by != (stream.stream_id, offset)
+    def is_letter(self, origin: str, topic: str) -> bool:
+        """Whether a dead letter of that id and topic stands in the table."""
+        if origin not in self._topic_of_letter:
+            found = self._all(_TOPIC_OF_LETTER, *map(int, origin.split(":")))
+            self._topic_of_letter[origin] = found[0][0] if found else None
+        return self._topic_of_letter[origin] == topic
 
-    def brings_in(self, origin: str) -> bool:
-        """Notes an accepted repetition of a dead letter; False = the letter was brought in already."""
-        self._brought_in[origin] += 1
-        return self._brought_in[origin] == 1 or origin not in self._replayed
+    def brought_in_by(self, origin: str) -> tuple[int, int] | None:
+        """(stream id, offset) of the record that is noted as the one that brought a dead letter in."""
+        return self._replayed.get(origin)
+
+    def brought_in(self, stream: Audited) -> dict[int, str]:
+        """The same for one stream: offset -> dead letter."""
+        return {at: origin for origin, (by, at) in self._replayed.items() if by == stream.stream_id}
 
     def _beginning(self, stream: Audited) -> None:
         now = self._described[stream.topic]

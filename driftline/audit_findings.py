@@ -62,6 +62,10 @@ class TopicReport:
     """Repeat an earlier accepted one."""
     suppressed: int = 0
     """Of erased users."""
+    ignored_origins: int = 0
+    """Valid, with a `driftline-origin` header that proves no replay of a dead letter: looked at without it."""
+    unreadable_headers: int = 0
+    """Valid, with a header name that is not UTF-8: looked at without their headers."""
     beyond_window: int = 0
     """Accepted again, more than the duplicate window of offsets later: as documented."""
     not_retained: int = 0

@@ -65,8 +65,9 @@ class Evidence(Protocol):
     def is_erased(self, user: str) -> bool: ...
     @property
     def erases(self) -> bool: ...
-    def came_in_otherwise(self, origin: str, stream: Audited, offset: int) -> bool: ...
-    def brings_in(self, origin: str) -> bool: ...
+    def is_letter(self, origin: str, topic: str) -> bool: ...
+    def brought_in_by(self, origin: str) -> tuple[int, int] | None: ...
+    def brought_in(self, stream: Audited) -> dict[int, str]: ...
 
 
 class StreamAudit:
@@ -92,6 +93,9 @@ class StreamAudit:
         self._open: list[tuple[Ints, Ints, pa.Table]] = []
         """(digests, offsets, rows) of valid records that the log does not hold."""
         self._origins: dict[int, str] = {}
+        """Offset of a valid record -> the dead letter that it proves to repeat."""
+        self._brought_in = audit.brought_in(stream)
+        """Offset -> the dead letter that is noted as brought in by the record there."""
         self._versions: list[tuple[int, str, int | None]] = []
         self._chain_at: int | None = None
         self.unexplained: list[int] = []
@@ -174,8 +178,18 @@ class StreamAudit:
         absent = ~np.isin(valid_at, both)
         if absent.any():
             self._open.append((records.digests[absent], valid_at[absent], records.valid.filter(pa.array(absent))))
-        self._origins |= records.origins
+        self._take_headers(records)
         self._check_invalid(records)
+
+    def _take_headers(self, records: Records) -> None:
+        headers = records.headers
+        for offset, origin in headers.origins.items():
+            if self._audit.is_letter(origin, self._stream.topic):
+                self._origins[offset] = origin
+            else:
+                self._topic.ignored_origins += 1
+        self._topic.ignored_origins += len(headers.unproven)
+        self._topic.unreadable_headers += len(headers.unreadable)
 
     def _check_invalid(self, records: Records) -> None:
         invalid = records.invalid_offsets
@@ -222,9 +236,10 @@ class StreamAudit:
             if self._compacted:
                 earlier[:] = False
             self._topic.duplicates += int(earlier.sum())
+            self._brought_nothing_in(offsets[earlier].tolist())
             for index in np.flatnonzero(~earlier).tolist():
                 self._excuse(int(offsets[index]), rows.slice(index, 1).to_pylist()[0])
-        self._check_origins(set(_joined(self._accepted)[1].tolist()) if self._origins else set())
+        self._check_origins()
 
     def _doubled(self, digests: Ints, at: Ints) -> Ints:
         again = digests[1:] == digests[:-1]
@@ -234,9 +249,10 @@ class StreamAudit:
         return doubled
 
     def _excuse(self, offset: int, row: dict[str, Any]) -> None:
-        origin = self._origins.get(offset)
-        if origin is not None and self._audit.came_in_otherwise(origin, self._stream, offset):
+        here, origin = (self._stream.stream_id, offset), self._origins.get(offset)
+        if origin is not None and self._audit.brought_in_by(origin) not in (None, here):
             self._topic.duplicates += 1
+            self._brought_nothing_in([offset])
         elif self._audit.erases and any(
             self._audit.is_erased(user) for user in (row.get("user"), row.get("other")) if user
         ):
@@ -251,10 +267,21 @@ class StreamAudit:
         gone_below = min(self._stream.kept_from, self._topic_low)
         return bool(self._stream.kept_from) and offset - self._audit.window < gone_below
 
-    def _check_origins(self, accepted: set[int]) -> None:
+    def _check_origins(self) -> None:
+        """An accepted replay is the one that brought its dead letter in. (Items are versions: none repeats another.)"""
+        if not self._origins or self._compacted:
+            return
+        accepted = set(_joined(self._accepted)[1].tolist())
         for offset, origin in self._origins.items():
-            if offset in accepted and not self._audit.brings_in(origin):
-                self._find(Finding.TWICE, [offset], f"dead letter {origin} came in before")
+            by = self._audit.brought_in_by(origin)
+            if offset in accepted and by != (self._stream.stream_id, offset):
+                said = "is not noted as come in" if by is None else "came in by another record"
+                self._find(Finding.TWICE, [offset], f"accepted, though dead letter {origin} {said}")
+
+    def _brought_nothing_in(self, duplicates: list[int]) -> None:
+        for offset in duplicates:
+            if (origin := self._brought_in.get(offset)) is not None:
+                self._find(Finding.EXTRA, [offset], f"a duplicate is noted as what brought dead letter {origin} in")
 
     # -- chain, counts, dead letters, versions --
 

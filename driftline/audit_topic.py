@@ -23,6 +23,7 @@ from contracts import topics
 from contracts.codec import MAX_AHEAD, MAX_BEHIND, MAX_RECORD_MS, Decoder, Malformed
 from contracts.identity import event_key
 from contracts.records import MAX_ID_CHARS, Record
+from driftline.audit_origins import Headers
 from runtime.kafka import KafkaConfig
 from runtime.kafka_options import for_client
 from runtime.lifecycle import Trouble
@@ -87,8 +88,8 @@ class Records:
     """`offset`, `record_at` and the columns that the log has of this topic, for the valid ones."""
     digests: Ints
     """Identity of each valid one; of an item, what the version says."""
-    origins: dict[int, str] = field(default_factory=dict)
-    """Valid record's offset -> dead letter it says it repeats."""
+    headers: Headers = field(default_factory=Headers)
+    """What the valid ones say in theirs."""
 
     def between(self, first: int, end: int) -> Records:
         """Those at offsets [first, end)."""
@@ -99,7 +100,7 @@ class Records:
             offsets=self.offsets[low:high],
             valid=self.valid.slice(valid_low, valid_high - valid_low),
             digests=self.digests[valid_low:valid_high],
-            origins={at: origin for at, origin in self.origins.items() if first <= at < end},
+            headers=self.headers.between(first, end),
         )
 
     @property
@@ -117,20 +118,25 @@ class Records:
 def concat(parts: list[Records], topic: str) -> Records:
     """One after the other."""
     if not parts:
-        return _records(topic, [], [], [], Decoder(topics.INPUTS[topic]))
+        return _records(topic, [], [], [], b"")
+    headers = Headers()
+    for part in parts:
+        headers.add(part.headers)
     return Records(
         offsets=np.concatenate([part.offsets for part in parts]),
         valid=pa.concat_tables([part.valid for part in parts]),
         digests=np.concatenate([part.digests for part in parts]),
-        origins={at: origin for part in parts for at, origin in part.origins.items()},
+        headers=headers,
     )
 
 
 class TopicReader:
     """A consumer without a group's assignment: it reads the range it is told, and commits nothing."""
 
-    def __init__(self, config: KafkaConfig) -> None:
+    def __init__(self, config: KafkaConfig, secret: bytes) -> None:
+        """:param secret: the installation's key, with which replays of dead letters prove themselves."""
         self._config = config
+        self._secret = secret
         self._decoders = {topic: Decoder(record) for topic, record in topics.INPUTS.items()}
         self._consumer = Consumer(
             {
@@ -220,7 +226,7 @@ class TopicReader:
                 continue
             kept.append(message)
             records.append(record)
-        return _records(topic, offsets, kept, records, decoder)
+        return _records(topic, offsets, kept, records, self._secret)
 
 
 def _sorted_out(received: list[Message], where: str) -> tuple[list[Message], int | None]:
@@ -237,7 +243,7 @@ def _sorted_out(received: list[Message], where: str) -> tuple[list[Message], int
     return messages, ended
 
 
-def _records(topic: str, offsets: list[int], messages: list[Message], records: list[Any], decoder: Decoder) -> Records:
+def _records(topic: str, offsets: list[int], messages: list[Message], records: list[Any], secret: bytes) -> Records:
     at = np.array([message.offset() for message in messages], np.int64)
     record_us = np.array([message.timestamp()[1] for message in messages], np.int64) * 1000
     columns: dict[str, Any] = {"offset": pa.array(at), "record_at": pa.array(record_us).cast(_TIME)}
@@ -254,22 +260,12 @@ def _records(topic: str, offsets: list[int], messages: list[Message], records: l
         keys = [(message.key() or b"").decode() for message in messages]
         pairs = zip(keys, [record.event_id for record in records], strict=True)
         digests = np.fromiter((event_key(topic, key, event_id) for key, event_id in pairs), np.int64, len(records))
-    valid = pa.table(columns)
-    origins = {
-        int(offset): origin for offset, message in zip(at, messages, strict=True) if (origin := _origin(message))
-    }
+    valid, headers = pa.table(columns), Headers()
+    for index in np.flatnonzero(timely).tolist():
+        headers.take(messages[index], topic, secret)
     if not timely.all():
         valid, digests = valid.filter(pa.array(timely)), digests[timely]
-        origins = {offset: origin for offset, origin in origins.items() if offset in set(at[timely].tolist())}
-    return Records(offsets=np.array(offsets, np.int64), valid=valid, digests=digests, origins=origins)
-
-
-def _origin(message: Message) -> str | None:
-    headers = message.headers()
-    if not headers:
-        return None
-    content = dict(headers).get(topics.ORIGIN_HEADER)
-    return content.decode(errors="replace") if isinstance(content, bytes) else content
+    return Records(offsets=np.array(offsets, np.int64), valid=valid, digests=digests, headers=headers)
 
 
 def _names_item(key: bytes | None) -> bool:

@@ -1,6 +1,7 @@
 """Replays dead letters: the same record again, mended or not, to the topic it came from.
 
-Each carries the id of the letter it repeats, so that `ingest` counts it once however often it is sent.
+Each carries the id of the letter it repeats, with a proof that only this installation can write
+(`contracts/origins.py`), so that `ingest` counts it once however often it is sent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from confluent_kafka import KafkaError, Message
 
 from contracts import topics
 from contracts.codec import Decoder, Malformed, check_stated_time, key_field
+from contracts.origins import origin_header, record_digest
 from runtime import kafka
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Refused, Trouble
@@ -83,9 +85,10 @@ def check(record: Repeat) -> None:
             check_stated_time(name, (at - _EPOCH) // _US, record.at_ms)
 
 
-def send(records: Sequence[Repeat], config: KafkaConfig) -> None:
+def send(records: Sequence[Repeat], config: KafkaConfig, *, secret: bytes) -> None:
     """Sends all, and waits until the brokers have them.
 
+    :param secret: the installation's key, which the origin headers are proven with.
     :raises Trouble: some were not delivered; sending all again is safe.
     """
     failed: list[str] = []
@@ -96,12 +99,13 @@ def send(records: Sequence[Repeat], config: KafkaConfig) -> None:
 
     producer = kafka.producer(config)
     for record in records:
+        digest = record_digest(record.topic, record.key, record.value)
         producer.produce(
             config.physical(record.topic),
             key=record.key,
             value=record.value,
             timestamp=record.at_ms,
-            headers={topics.ORIGIN_HEADER: record.id.encode()},
+            headers={topics.ORIGIN_HEADER: origin_header(secret, record.id, digest)},
             on_delivery=delivered,
         )
         producer.poll(0)

@@ -151,6 +151,16 @@ def unknown_fields(topic: str) -> None:
     """Accepted records with fields this version does not know."""
 
 
+@_counter("driftline_ingest_ignored_origins_total")
+def ignored_origins(topic: str) -> None:
+    """Valid records whose `driftline-origin` header proves no replay: copied on, or anybody's. Judged without it."""
+
+
+@_counter("driftline_ingest_unreadable_headers_total")
+def unreadable_headers(topic: str) -> None:
+    """Valid records with a header name that is not UTF-8: judged without their headers."""
+
+
 @_counter("driftline_ingest_read_bytes_total")
 def read_bytes(topic: str) -> None:
     """Bytes of record values of committed batches."""
@@ -368,6 +378,11 @@ def drift_repeated(topic: str) -> None:
 @_counter("driftline_drift_unreadable_total")
 def drift_unreadable(topic: str) -> None:
     """Records that are not of the topic's schema, passed over."""
+
+
+@_counter("driftline_drift_unreadable_headers_total")
+def drift_unreadable_headers(topic: str) -> None:
+    """Records with a header name that is not UTF-8: looked at like all others."""
 
 
 @_counter("driftline_drift_alarms_total")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -137,13 +137,29 @@ _NOTICED = text("""
 
 _COUNTS = text("SELECT reason, count(*) AS n FROM dead_letter GROUP BY reason ORDER BY n DESC, reason")
 
-# Origins are looked up without a window, however long ago the letter was written; the row lock of the
-# unique key makes two owners that replay one letter at the same moment agree on who brought it in.
-_CLAIM_ORIGIN = text("""
-    INSERT INTO replayed_letter (origin_stream_id, origin_position, stream_id, position)
-    VALUES (:origin_stream_id, :origin_position, :stream_id, :position)
-    ON CONFLICT DO NOTHING
+# Origins are looked up without a window, however long ago the letter was written.
+_ORIGINS = text("""
+    SELECT d.stream_id, d.position, bool_or(r.position IS NOT NULL) AS known
+    FROM unnest(CAST(:streams AS int[]), CAST(:positions AS bigint[])) AS o(stream_id, position)
+    JOIN dead_letter d USING (stream_id, position)
+    JOIN stream_offset f ON f.stream_id = d.stream_id AND f.topic = :topic
+    LEFT JOIN replayed_letter r ON r.origin_stream_id = d.stream_id AND r.origin_position = d.position
+    GROUP BY d.stream_id, d.position
 """)
+
+# The unique key makes two owners that replay one letter at the same moment agree on who brought it in; sorted, they
+# wait for each other in one order.
+_CLAIM_ORIGINS = text("""
+    INSERT INTO replayed_letter (origin_stream_id, origin_position, stream_id, position)
+    SELECT o.stream_id, o.position, :claimed_by, o.at
+    FROM unnest(CAST(:streams AS int[]), CAST(:positions AS bigint[]), CAST(:at AS bigint[]))
+         AS o(stream_id, position, at)
+    ORDER BY o.stream_id, o.position
+    ON CONFLICT DO NOTHING RETURNING origin_stream_id, origin_position
+""")
+
+LetterId = tuple[int, int]
+"""A letter's stream id and offset."""
 
 
 def append(connection: Connection, letters: Sequence[NewLetter]) -> None:
@@ -190,19 +206,24 @@ def counts(connection: Connection) -> dict[str, int]:
     return {row.reason: row.n for row in connection.execute(_COUNTS)}
 
 
-def claim_origin(connection: Connection, origin: str, claim: Claim, offset: int) -> bool:
-    """Notes that a replayed letter came in at (claim, offset); False = it had come in before.
+def origins(connection: Connection, topic: str, wanted: Collection[LetterId]) -> dict[LetterId, bool]:
+    """Those of `wanted` that are dead letters of a topic -> whether they came in by a replay already."""
+    values = {"streams": [at[0] for at in wanted], "positions": [at[1] for at in wanted], "topic": topic}
+    return {(row.stream_id, row.position): row.known for row in connection.execute(_ORIGINS, values)}
 
-    :raises ValueError: `origin` is no id.
+
+def claim_origins(connection: Connection, claim: Claim, brought: Mapping[LetterId, int]) -> set[LetterId]:
+    """Notes which letters came in by records of a stream (letter -> the record's offset).
+
+    :returns: those noted; the others came in before, or by another owner meanwhile.
     """
-    stream_id, position = parse_id(origin)
     values = {
-        "origin_stream_id": stream_id,
-        "origin_position": position,
-        "stream_id": claim.stream_id,
-        "position": offset,
+        "claimed_by": claim.stream_id,
+        "streams": [at[0] for at in brought],
+        "positions": [at[1] for at in brought],
+        "at": list(brought.values()),
     }
-    return connection.execute(_CLAIM_ORIGIN, values).rowcount == 1
+    return {(row[0], row[1]) for row in connection.execute(_CLAIM_ORIGINS, values)}
 
 
 def parse_id(letter_id: str) -> tuple[int, int]:

@@ -71,10 +71,15 @@ def load(connection: Connection) -> Suppression:
     """All suppressed users."""
     rows = connection.execute(_LOAD).all()
     return Suppression(
-        key=bytes(connection.scalar(_KEY)),
+        key=installation_key(connection),
         version=max((row.version for row in rows), default=0),
         hashes=frozenset(bytes(row.user_hash) for row in rows),
     )
+
+
+def installation_key(connection: Connection) -> bytes:
+    """The secret of this installation's keyed hashes."""
+    return bytes(connection.scalar(_KEY))
 
 
 def share(connection: Connection) -> None:
@@ -98,7 +103,7 @@ def suppress(connection: Connection, users: Collection[str]) -> list[bytes]:
 
     :raises sqlalchemy.exc.OperationalError: a batch in flight does not end within 30 seconds.
     """
-    key = bytes(connection.scalar(_KEY))
+    key = installation_key(connection)
     hashes = [user_hash(key, user) for user in users]
     alone(connection)
     connection.execute(_HOLD_STREAMS)

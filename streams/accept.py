@@ -33,10 +33,11 @@ from contracts.codec import (
     may_hold_nul,
 )
 from contracts.records import MAX_ID_CHARS, MAX_RECORD_BYTES, Item, Record, Relation
-from contracts.topics import INPUTS, ORIGIN_HEADER
+from contracts.topics import INPUTS
 from storage.dead_letters import Kept
 from storage.log import microseconds_of
 from streams.columns import LAYOUTS, Ints, Layout, microseconds, rows_of
+from streams.origins import Claimed, UnreadableHeaders, claimed_by
 
 _MAX_AHEAD_US = int(MAX_AHEAD.total_seconds()) * 1_000_000
 _MAX_BEHIND_US = int(MAX_BEHIND.total_seconds()) * 1_000_000
@@ -121,8 +122,10 @@ class Intake:
     versions: list[Version] = field(default_factory=list)
     """On `items` only: one a row."""
     refused: list[Refusal] = field(default_factory=list)
-    origins: dict[int, str] = field(default_factory=dict)
-    """offset -> dead letter that this record repeats."""
+    origins: dict[int, Claimed] = field(default_factory=dict)
+    """offset -> the dead letters that this record says it repeats; who believes it asks for the proof."""
+    unreadable_headers: int = 0
+    """Records that were not refused and whose headers the client cannot give."""
     _chunks: list[pa.RecordBatch] = field(default_factory=list)
 
     def take(self, *messages: Message) -> None:
@@ -234,13 +237,13 @@ class Intake:
             self.versions += cast("list[Version]", records)
         self.unknown_fields += self.decoder.with_unknown_fields(_said(records))
         for message in chunk.messages:
-            if headers := message.headers():
-                self._note_origin(message.offset() or 0, dict(headers))
-
-    def _note_origin(self, offset: int, headers: dict[str, str | bytes | None]) -> None:
-        content = headers.get(ORIGIN_HEADER)
-        if content:
-            self.origins[offset] = content if isinstance(content, str) else content.decode(errors="replace")
+            try:
+                claimed = claimed_by(message, self.topic)
+            except UnreadableHeaders:
+                self.unreadable_headers += 1
+                continue
+            if claimed is not None:
+                self.origins[message.offset() or 0] = claimed
 
 
 def _said(records: list[Read]) -> list[Record]:

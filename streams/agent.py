@@ -14,7 +14,7 @@ from contracts.records import DriftAlarm, Label, Progress
 from contracts.scoring import ScoreResult
 from runtime import metrics
 from runtime.kafka import KafkaConfig, TopicDescription
-from streams import signals
+from streams import header_names, signals
 from streams.lease import AppEnded, Lease
 from streams.signals import Signals, Subject
 from streams.watch import OpenBlock, Watch, added, closed, emptied
@@ -31,6 +31,8 @@ class Totals:
     records: int = 0
     repeated: int = 0
     unreadable: int = 0
+    unreadable_headers: int = 0
+    """Records with a header name that is not UTF-8: looked at like all others."""
     blocks: int = 0
     alarms: int = 0
 
@@ -126,6 +128,9 @@ class Agent:
             raise AppEnded(f"offset {offset} came where {due} was due", where=f"{self._topic}/{partition}")
         metrics.drift_records.inc(1, self._topic)
         self._totals.records += 1
+        if header_names.unreadable(message.headers):
+            metrics.drift_unreadable_headers.inc(1, self._topic)
+            self._totals.unreadable_headers += 1
         try:
             seen = read(self._topic, message.value or b"", partition, offset)
         except msgspec.MsgspecError as error:

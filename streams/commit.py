@@ -24,6 +24,7 @@ from storage.suppression import Suppression
 from storage.vocabulary import Space, Vocabulary
 from streams.accept import Intake
 from streams.duplicates import DuplicateFilter, repeats
+from streams.origins import Believed, Replays
 from streams.vanished import Look, Vanished
 
 _log = structlog.get_logger(__name__)
@@ -51,6 +52,8 @@ class Written:
     """Identities of the accepted records ..."""
     offsets: NDArray[np.int64]
     """... and their offsets."""
+    ignored_origins: int = 0
+    """Records whose origin header was not believed: judged as if it were not there."""
 
 
 class BatchWriter:
@@ -70,6 +73,9 @@ class BatchWriter:
         self._window = duplicate_window
         self._filters: dict[int, DuplicateFilter] = {}
         self._vanished = Vanished(look)
+        self._replays = Replays(connection)
+        self._told: set[tuple[str, str]] = set()
+        """(topic, what of its headers was told): with each claim once."""
 
     def write(self, parts: Iterable[Part]) -> list[Written]:
         """One batch, one transaction, judged with whoever is erased by then. Memory learns of it after the commit only.
@@ -129,11 +135,13 @@ class BatchWriter:
         """The rows that count: not those of suppressed users, and no duplicates."""
         rows, digests = intake.rows(), _NONE
         suppressed = duplicates = 0
+        believed = self._replays.believed(intake.topic, intake.origins)
+        self._tell_of_headers(intake, believed)
         if intake.decoder.record is not Item:
             rows = _where(rows, ~self._suppressed_rows(rows))
             suppressed = intake.read - len(intake.refused) - rows.num_rows
             digests = log.digests(rows, intake.topic)
-            duplicate = self._duplicates(intake, rows, digests, claim)
+            duplicate = self._duplicates(intake, rows, digests, claim, believed)
             duplicates = int(duplicate.sum())
             rows, digests = _where(rows, ~duplicate), digests[~duplicate]
         counts = log.Counts(
@@ -144,7 +152,14 @@ class BatchWriter:
             suppressed=suppressed,
             unknown_fields=intake.unknown_fields,
         )
-        return Written(claim=claim, counts=counts, digests=digests, offsets=rows["offset"].to_numpy()), rows
+        written = Written(
+            claim=claim,
+            counts=counts,
+            digests=digests,
+            offsets=rows["offset"].to_numpy(),
+            ignored_origins=len(intake.origins) - len(believed),
+        )
+        return written, rows
 
     def _suppressed_rows(self, rows: pa.Table) -> NDArray[np.bool_]:
         erased = self._suppressed
@@ -155,7 +170,7 @@ class BatchWriter:
         return np.array([user in erased or (other is not None and other in erased) for user, other in pairs], bool)
 
     def _duplicates(
-        self, intake: Intake, rows: pa.Table, digests: NDArray[np.int64], claim: Claim
+        self, intake: Intake, rows: pa.Table, digests: NDArray[np.int64], claim: Claim, believed: Believed
     ) -> NDArray[np.bool_]:
         duplicate = np.zeros(len(digests), bool)
         suspects = self._filters[claim.stream_id].suspects(digests)
@@ -164,7 +179,8 @@ class BatchWriter:
             suspicions = {i: (*_identity(rows, i), int(suspects[i])) for i in hits}
             confirm = self._confirm_labels if intake.decoder.record is Label else self._confirm_events
             duplicate[confirm(suspicions, claim)] = True
-        self._drop_known_origins(intake, rows, claim, duplicate)
+        if believed:
+            self._replays.drop_known(believed, rows, digests, claim, duplicate)
         # Repeats inside the batch: of records that passed, since one that was dropped brought nothing in.
         passed = np.flatnonzero(~duplicate)
         first = repeats(digests[passed])
@@ -192,18 +208,13 @@ class BatchWriter:
         }
         return [i for i, (key, event_id, at) in suspicions.items() if known.get(at) == (key, event_id)]
 
-    def _drop_known_origins(self, intake: Intake, rows: pa.Table, claim: Claim, duplicate: NDArray[np.bool_]) -> None:
-        """A replayed dead letter counts once, however often and wherever it is replayed."""
-        if not intake.origins:
-            return
-        for index, offset in enumerate(rows["offset"].to_pylist()):
-            origin = intake.origins.get(offset)
-            if origin is None or duplicate[index]:
-                continue
-            try:
-                duplicate[index] = not dead_letters.claim_origin(self._connection, origin, claim, offset)
-            except ValueError:
-                _log.warning("ingest.foreign_origin", topic=intake.topic, offset=offset, origin=origin[:40])
+    def _tell_of_headers(self, intake: Intake, believed: Believed) -> None:
+        """What was not believed or not readable, the first time it is met; the metrics count all of it."""
+        ignored = len(intake.origins) - len(believed)
+        for what, count in (("ignored_origins", ignored), ("unreadable_headers", intake.unreadable_headers)):
+            if count and (intake.topic, what) not in self._told:
+                self._told.add((intake.topic, what))
+                _log.warning(f"ingest.{what}", topic=intake.topic, records=count)
 
     def _remember(self, claim: Claim) -> None:
         """Rebuilds the stream's duplicate filter from the log, once a claim."""

@@ -33,7 +33,7 @@ from runtime.lifecycle import Stop, Transient, attempts
 from runtime.redaction import said
 from runtime.settings import DriftSettings
 from runtime.telemetry import Health
-from streams import changelogs
+from streams import changelogs, header_names
 from streams.agent import Agent, Totals
 from streams.lease import AppEnded, Lease
 
@@ -58,6 +58,7 @@ _log = structlog.get_logger(__name__)
 def application(config: KafkaConfig, settings: DriftSettings, folder: str) -> Any:
     """The app, which makes no topics and serves no pages."""
     proof = security(config.options, process="drift")
+    header_names.tolerate()
     return faust.App(
         config.physical(settings.group),
         broker=[f"kafka://{address}" for address in addresses(config.bootstrap)],

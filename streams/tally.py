@@ -22,6 +22,10 @@ class Totals:
     duplicates: int = 0
     dead: int = 0
     suppressed: int = 0
+    ignored_origins: int = 0
+    """Records whose `driftline-origin` header proved nothing: judged as if it were not there."""
+    unreadable_headers: int = 0
+    """Valid records whose headers the client cannot give: judged without them."""
     batches: int = 0
     first_at: float | None = None
     """Unix seconds when the first record was there."""
@@ -50,8 +54,12 @@ def count_written(written: Sequence[Written], intakes: Mapping[tuple[str, int], 
         metrics.duplicates.inc(counts.duplicates, topic)
         metrics.suppressed.inc(counts.suppressed, topic)
         metrics.unknown_fields.inc(counts.unknown_fields, topic)
+        metrics.ignored_origins.inc(part.ignored_origins, topic)
+        totals.ignored_origins += part.ignored_origins
     for intake in intakes.values():
         metrics.read_bytes.inc(intake.value_bytes, intake.topic)
+        metrics.unreadable_headers.inc(intake.unreadable_headers, intake.topic)
+        totals.unreadable_headers += intake.unreadable_headers
         for refusal in intake.refused:
             metrics.dead_letters.inc(1, intake.topic, refusal.reason)
 

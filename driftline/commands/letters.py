@@ -13,7 +13,7 @@ from driftline import letters
 from driftline.commands import AsJson, Limit, example, session
 from driftline.shown import as_json, note, one_line, say, table, time
 from runtime.lifecycle import Exit, Refused, Usage
-from storage import dead_letters
+from storage import dead_letters, suppression
 from storage.dead_letters import Letter
 
 dlq = typer.Typer(help="Dead letters: records that were refused.", no_args_is_help=True)
@@ -117,6 +117,7 @@ def replay(
             found = dead_letters.newest(connection, reason=reason, replayed=False, limit=limit)
         else:
             found = [_found(name, dead_letters.find(connection, _checked(name))) for name in ids]
+        secret = suppression.installation_key(connection)
     body = None if value is None else value.read_bytes()
     sent, done, refused = [], [], []
     for letter in found:
@@ -128,7 +129,7 @@ def replay(
         except Refused as trouble:
             refused.append(letter.id)
             note(f"refused: {trouble}")
-    letters.send(sent, kafka)
+    letters.send(sent, kafka, secret=secret)
     if json:
         as_json({"sent": [record.id for record in sent], "came_in_before": done, "refused": refused})
     else:

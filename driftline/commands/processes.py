@@ -84,6 +84,10 @@ def ingest(context: typer.Context, once: Once = False, port: OptionalPort = None
             f"read {totals.read:,}: accepted {totals.accepted:,}, dead-lettered {totals.dead:,}, "
             f"duplicates {totals.duplicates:,}, suppressed {totals.suppressed:,}; {totals.batches:,} batches"
         )
+        if totals.ignored_origins:
+            say(f"{totals.ignored_origins:,} driftline-origin headers prove no replay and were ignored")
+        if totals.unreadable_headers:
+            say(f"{totals.unreadable_headers:,} records counted without their headers: a name is not UTF-8")
 
 
 def train(

@@ -77,6 +77,10 @@ def _show(report: Report) -> None:
     for topic in found:
         if topic.beyond_window:
             say(f"{topic.topic}: {topic.beyond_window:,} repeats beyond {report.duplicate_window:,} offsets")
+        if topic.ignored_origins:
+            say(f"{topic.topic}: {topic.ignored_origins:,} driftline-origin headers prove no replay and do not count")
+        if topic.unreadable_headers:
+            say(f"{topic.topic}: {topic.unreadable_headers:,} records have a header name that is not UTF-8")
         if topic.trimmed or topic.not_in_log:
             say(
                 f"{topic.topic}: retention trimmed the log: {topic.trimmed:,} records of the topic and "

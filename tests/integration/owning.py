@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 
 from contracts import topics
 from contracts.codec import encode
+from contracts.origins import origin_header, record_digest
 from contracts.records import Record
-from storage import offsets
+from storage import offsets, suppression
 from storage.engine import mapped_errors, open_engine
 from storage.offsets import Advance, Claim, Stream
 from storage.vocabulary import Vocabulary
@@ -31,12 +32,15 @@ def message(
     key: bytes | None = None,
     value: bytes | None = None,
     at_ms: int = START_MS,
-    origin: str | None = None,
+    origins: Sequence[bytes | None] = (),
 ) -> Message:
-    """A message as the consumer gives it."""
+    """A message as the consumer gives it.
+
+    :param origins: contents of `driftline-origin` headers.
+    """
     if record is not None:
         key, value = key_of(record).encode(), encode(record)
-    headers: list[tuple[str, str | bytes | None]] = [(topics.ORIGIN_HEADER, origin.encode())] if origin else []
+    headers: list[tuple[str, str | bytes | None]] = [(topics.ORIGIN_HEADER, origin) for origin in origins]
     return Message(topic=topic, partition=0, offset=offset, key=key, value=value, headers=headers, timestamp=(1, at_ms))
 
 
@@ -84,6 +88,13 @@ class Owner:
             intake.take(each)
         move = Advance(claim=claim, first=claim.next_offset, next=next_offset or intake.next)
         return Part(move=move, intake=intake)
+
+    def replay(self, letter: str, topic: str, offset: int, record: Record) -> Message:
+        """A message as `dlq replay` has it sent."""
+        with self.connection.begin():
+            secret = suppression.installation_key(self.connection)
+        proof = origin_header(secret, letter, record_digest(topic, key_of(record).encode(), encode(record)))
+        return message(topic, offset, record, origins=[proof])
 
     def write(self, batch: Mapping[Place, Sequence[Message]]) -> list[Written]:
         """One batch; the claims move on once it is committed."""

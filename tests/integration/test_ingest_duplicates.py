@@ -89,42 +89,6 @@ def test_ten_thousand_repeats_of_one_users_events_are_told_in_seconds(database: 
     assert one.write_events(*events[:10_000]).counts.duplicates == 10_000
 
 
-def test_a_dead_letter_comes_in_once_however_it_is_mended(database: str, owner: MakeOwner) -> None:
-    one = owner(window=3)
-    place = (topics.USER, 0)
-    one.write({place: [message(topics.USER, 0, key=b"ann", value=b"{")]})
-    [(origin,)] = query(database, "SELECT stream_id || ':' || position FROM dead_letter")
-    one.write({place: [message(topics.USER, 1, event("mended"), origin=origin)]})
-    one.write_events(*(event(f"e{n}") for n in range(30)))  # far beyond the window
-    again = [message(topics.USER, 32 + n, event(name), origin=origin) for n, name in enumerate(["mended", "other"])]
-    assert one.write({place: again})[0].counts.duplicates == 2
-    assert len(taken(database).identities) == 31
-    assert query(database, "SELECT position FROM replayed_letter") == [(1,)]
-
-
-def test_a_replay_of_an_event_that_came_in_otherwise_is_a_duplicate(database: str, owner: MakeOwner) -> None:
-    one = owner()
-    one.write_events(event("e1"))
-    [written] = one.write({(topics.USER, 0): [message(topics.USER, 1, event("e1"), origin="1:0")]})
-    assert written.counts.duplicates == 1
-
-
-def test_a_dropped_replay_does_not_take_a_real_event_with_it(database: str, owner: MakeOwner) -> None:
-    one = owner()
-    place = (topics.USER, 0)
-    one.write({place: [message(topics.USER, 0, event("e1"), origin="1:77")]})
-    batch = [message(topics.USER, 1, event("e2"), origin="1:77"), message(topics.USER, 2, event("e2"))]
-    assert one.write({place: batch})[0].counts.duplicates == 1
-    assert identity(event("e2")) in taken(database).identities
-
-
-@pytest.mark.parametrize("origin", ["nonsense", "1:", ":1", "1:2:3", "-1:5", "9999999999:1", "1:" + "9" * 30, "é:1"])
-def test_a_foreign_origin_header_stops_nothing(database: str, owner: MakeOwner, origin: str) -> None:
-    one = owner()
-    [written] = one.write({(topics.USER, 0): [message(topics.USER, 0, event("e1"), origin=origin)]})
-    assert written.counts.accepted == 1
-
-
 def test_both_users_have_a_relation_or_neither(database: str, owner: MakeOwner) -> None:
     one = owner((topics.RELATIONAL, 0))
     one.write_events(relation("r1", "ann", "bob"), relation("r2", "bob", "ann"), topic=topics.RELATIONAL)
