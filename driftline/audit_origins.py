@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Message
 
 from contracts import topics
+from runtime.headers import check_unreadable, read_headers
 
 _HASH_BYTES = 32
 
@@ -25,16 +26,15 @@ class Headers:
     """Offsets of records whose headers the client cannot give."""
 
     def take(self, message: Message, topic: str, secret: bytes) -> None:
-        """Looks at one record. Once: a second `headers()` after an error of the first can end the process.
+        """Looks at one record, once.
 
         :param topic: logical name. :param secret: the installation's key.
         """
         at = message.offset() or 0
         try:
-            headers = message.headers()
-        except (SystemError, UnicodeError) as error:  # a name is not UTF-8; confluent-kafka 2.16 wraps the reason
-            if not isinstance(error.__cause__ or error, UnicodeError):
-                raise
+            headers = read_headers(message)
+        except (SystemError, UnicodeDecodeError) as error:
+            check_unreadable(error)
             self.unreadable.append(at)
             return
         contents = [content for name, content in headers or () if name == topics.ORIGIN_HEADER]

@@ -34,10 +34,11 @@ from contracts.codec import (
 )
 from contracts.records import MAX_ID_CHARS, MAX_RECORD_BYTES, Item, Record, Relation
 from contracts.topics import INPUTS
+from runtime.headers import check_unreadable, read_headers
 from storage.dead_letters import Kept
 from storage.log import microseconds_of
 from streams.columns import LAYOUTS, Ints, Layout, microseconds, rows_of
-from streams.origins import Claimed, UnreadableHeaders, claimed_by
+from streams.origins import Claimed, claimed_by
 
 _MAX_AHEAD_US = int(MAX_AHEAD.total_seconds()) * 1_000_000
 _MAX_BEHIND_US = int(MAX_BEHIND.total_seconds()) * 1_000_000
@@ -238,11 +239,12 @@ class Intake:
         self.unknown_fields += self.decoder.with_unknown_fields(_said(records))
         for message in chunk.messages:
             try:
-                claimed = claimed_by(message, self.topic)
-            except UnreadableHeaders:
+                headers = read_headers(message)
+            except (SystemError, UnicodeDecodeError) as error:
+                check_unreadable(error)
                 self.unreadable_headers += 1
                 continue
-            if claimed is not None:
+            if headers and (claimed := claimed_by(message, headers, self.topic)):
                 self.origins[message.offset() or 0] = claimed
 
 

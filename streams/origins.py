@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +14,13 @@ from sqlalchemy import Connection
 
 from contracts.origins import OriginClaim, read_origin, record_digest
 from contracts.topics import ORIGIN_HEADER
+from runtime.headers import Headers
 from storage import dead_letters, suppression
 from storage.dead_letters import LetterId
 from storage.offsets import Claim
 
 Believed = Mapping[int, tuple[LetterId, bool]]
 """Offset -> (the dead letter that the record there repeats, whether it came in before)."""
-
-
-class UnreadableHeaders(Exception):
-    """The client cannot give a record's headers: a name is not UTF-8. The record itself is as good as any."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +33,17 @@ class Claimed:
     """Those in a form that Driftline writes; often none."""
 
 
-def claimed_by(message: Message, topic: str) -> Claimed | None:
-    """What a record says it repeats; None: nothing, as nearly all.
-
-    To be asked once a message: after an error confluent-kafka 2.16 keeps a half made list of headers in the message,
-    and whoever unpacks what a second call gives ends the process (segmentation fault).
+def claimed_by(message: Message, headers: Headers, topic: str) -> Claimed | None:
+    """What a record says it repeats; None: nothing.
 
     :param topic: logical name.
-    :raises UnreadableHeaders: nobody can tell.
     """
-    try:
-        headers = message.headers()
-    except (SystemError, UnicodeDecodeError) as error:
-        if isinstance(error, SystemError) and not isinstance(error.__cause__, UnicodeDecodeError):
-            raise
-        raise UnreadableHeaders(str(error.__cause__ or error)) from error
-    if not headers:
-        return None
     contents = [content for name, content in headers if name == ORIGIN_HEADER]
     if not contents:
         return None
     claims = tuple(claim for content in contents if (claim := read_origin(content)) is not None)
-    return Claimed(record_digest(topic, message.key(), message.value()) if claims else b"", claims)
+    key, value = cast("bytes | None", message.key()), cast("bytes | None", message.value())
+    return Claimed(record_digest(topic, key, value) if claims else b"", claims)
 
 
 class Replays:

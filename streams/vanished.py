@@ -108,7 +108,10 @@ def newest_records(config: KafkaConfig, claim: Claim, *, group: str) -> dict[str
             for message in messages:
                 if (error := message.error()) is not None:
                     raise Rejoin(f"Kafka: {error.str()}", where=str(claim.stream))
-                item = (message.key() or b"").decode(errors="replace")
+                try:
+                    item = (message.key() or b"").decode()
+                except UnicodeDecodeError:
+                    continue  # of no item: replaced characters could spell another's id
                 found[item] = message.offset() if message.value() is None else None
             at = max(at, reader.position([place])[0].offset)
             if messages:

@@ -109,7 +109,8 @@ def test_kafka_clients_live_where_they_are_made_and_where_messages_flow() -> Non
     wrong = {
         module
         for module in users_of("confluent_kafka")
-        if module not in {"runtime.kafka", "runtime.kafka_errors", "runtime.produce", "runtime.exchange"}
+        if module
+        not in {"runtime.kafka", "runtime.kafka_errors", "runtime.produce", "runtime.exchange", "runtime.headers"}
         and top(module) not in {"streams", "driftline"}
     }
     assert not wrong
