@@ -7,11 +7,14 @@ import pytest
 from contracts import topics
 from contracts.codec import encode
 from driftline.audit import audit
+from driftline.audit_findings import Finding
 from runtime.kafka import KafkaConfig
-from tests.integration.feeding import START_MS, event, identity, ingest_once, item, label, letters, taken
+from storage.log import decode_rows
+from tests.integration.feeding import START_MS, event, identity, ingest_once, item, label, letters, query, taken
 from tests.raw_records import Header, Raw, write_raw
 
-NOT_UTF8: list[Header] = [(b"\xff\xfe", b"1"), (b"driftline-origin", b"1:1")]
+NOT_UTF8: list[Header] = [(b"\xff\xfe", b"1"), (b"driftline-origin", b"1:1"), (b"%\xed\xfc", None), (b"a\xc3", b"")]
+"""Several in one record: the client's errors then wrap each other."""
 
 
 @pytest.fixture
@@ -83,3 +86,42 @@ def test_a_thousand_records_whose_header_names_are_not_utf_8_end_no_process(
     totals = ingest_once(database, topics_)
     assert (totals.accepted, totals.unreadable_headers) == (1000, 1000)
     assert audit(database, topics_, duplicate_window=1_000_000).ok
+
+
+def test_verify_sees_what_was_dropped_for_a_header_that_proves_nothing(database: str, topics_: KafkaConfig) -> None:
+    """As `ingest` once did: the record is a letter's replay by its own word alone, and the log does not hold it."""
+    write_raw(topics_.bootstrap, [of_user(topics_, 0, key=b"bob"), of_user(topics_, 1)])
+    ingest_once(database, topics_)
+    [(letter,)] = query(database, "SELECT stream_id || ':' || position FROM dead_letter")
+    forged = (b"driftline-origin", f"{letter}:{'0' * 64}".encode())
+    write_raw(topics_.bootstrap, [of_user(topics_, 2, forged)])
+    ingest_once(database, topics_)
+    assert audit(database, topics_, duplicate_window=1_000_000).ok
+    drop(database, 2)
+    query(database, "INSERT INTO replayed_letter SELECT stream_id, position, stream_id, 1 FROM dead_letter")
+    report = audit(database, topics_, duplicate_window=1_000_000)
+    assert report.topics[topics.USER].findings[Finding.LOST] == 1
+
+
+def test_verify_sees_a_letter_that_is_noted_as_come_in_by_a_record_that_does_not_count(
+    database: str, topics_: KafkaConfig
+) -> None:
+    write_raw(topics_.bootstrap, [of_user(topics_, 0, key=b"bob"), of_user(topics_, 1), of_user(topics_, 1)])
+    ingest_once(database, topics_)
+    assert audit(database, topics_, duplicate_window=1_000_000).ok
+    query(database, "INSERT INTO replayed_letter SELECT stream_id, position, stream_id, 2 FROM dead_letter")
+    report = audit(database, topics_, duplicate_window=1_000_000)
+    assert report.topics[topics.USER].findings[Finding.EXTRA] == 1
+
+
+def drop(database: str, offset: int) -> None:
+    """Takes an event out of log and sequences, as if it had been counted a duplicate."""
+    [(rows, stream_id)] = query(database, "SELECT rows, stream_id FROM log_segment WHERE first_offset = %s", offset)
+    assert decode_rows(rows).num_rows == 1
+    query(
+        database,
+        "UPDATE log_segment SET rows = NULL, accepted = 0, duplicates = 1 WHERE stream_id = %s AND first_offset = %s",
+        stream_id,
+        offset,
+    )
+    query(database, "DELETE FROM user_segment WHERE stream_id = %s AND first_offset = %s", stream_id, offset)

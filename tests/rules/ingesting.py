@@ -7,6 +7,8 @@ from tests.rules.rule import Rule
 _I = "tests/integration/"
 _FENCING = f"{_I}test_storage_fencing.py::"
 _DUPLICATES = f"{_I}test_ingest_duplicates.py::"
+_ORIGINS = f"{_I}test_ingest_origins.py::"
+_HEADERS = f"{_I}test_foreign_headers.py::"
 _RECORDS = f"{_I}test_ingest_records.py::"
 _POSITIONS = f"{_I}test_ingest_positions.py::"
 _PROCESSES = f"{_I}test_ingest_processes.py::"
@@ -474,9 +476,97 @@ INGEST_RULES: tuple[Rule, ...] = (
     Rule(
         number=5,
         says="a replayed dead letter is known by its origin, without a window",
-        tests=(f"{_DUPLICATES}test_a_dead_letter_comes_in_once_however_it_is_mended",),
+        tests=(f"{_ORIGINS}test_a_dead_letter_comes_in_once_however_it_is_mended",),
         file="streams/commit.py",
-        off=(("        self._drop_known_origins(intake, rows, claim, duplicate)\n", ""),),
+        off=(("        if believed:\n", "        if False:\n"),),
+    ),
+    Rule(
+        number=5,
+        says="an origin header proves itself",
+        tests=(
+            f"{_ORIGINS}test_a_stranger_cannot_use_a_letter_up",
+            f"{_ORIGINS}test_a_header_copied_to_another_record_proves_nothing",
+            f"{_ORIGINS}test_the_proof_of_another_installation_proves_nothing",
+        ),
+        file="streams/origins.py",
+        off=((" if each.proven(self._secret, claimed.record)), None)", "), None)"),),
+    ),
+    Rule(
+        number=5,
+        says="the proof covers the whole record",
+        tests=(f"{_ORIGINS}test_a_header_copied_to_another_record_proves_nothing",),
+        file="contracts/origins.py",
+        off=(("for part in (topic.encode(), key, value):", 'for part in (b"",):'),),
+    ),
+    Rule(
+        number=5,
+        says="and the body too, so that another event of the same user is not dropped",
+        tests=(f"{_ORIGINS}test_a_header_copied_to_another_record_proves_nothing",),
+        file="contracts/origins.py",
+        off=(("for part in (topic.encode(), key, value):", "for part in (topic.encode(), key):"),),
+    ),
+    Rule(
+        number=5,
+        says="a replay repeats a dead letter that stands in the table",
+        tests=(f"{_ORIGINS}test_a_proof_without_its_dead_letter_is_ignored",),
+        file="streams/origins.py",
+        off=(
+            (
+                "(letter, there[letter]) for offset, letter in proven.items() if letter in there",
+                "(letter, there.get(letter, False)) for offset, letter in proven.items()",
+            ),
+        ),
+    ),
+    Rule(
+        number=5,
+        says="and of the record's own topic",
+        tests=(f"{_ORIGINS}test_a_proof_without_its_dead_letter_is_ignored",),
+        file="storage/dead_letters.py",
+        off=((" AND f.topic = :topic", " AND CAST(:topic AS text) IS NOT NULL"),),
+    ),
+    Rule(
+        number=5,
+        says="a replay that repeats a known record uses no letter up, whatever batch that stands in",
+        tests=(f"{_ORIGINS}test_what_a_replay_does_is_the_same_however_records_fall_into_batches",),
+        file="streams/origins.py",
+        off=(("        passed.add(identity)\n", ""),),
+    ),
+    Rule(
+        number=5,
+        says="of two owners that replay one letter at the same moment one brings it in",
+        tests=(f"{_ORIGINS}test_two_owners_that_replay_one_letter_at_the_same_moment_bring_it_in_once",),
+        file="streams/origins.py",
+        off=(("            if len(noted) == len(new):\n                break\n", "            break\n"),),
+    ),
+    Rule(
+        number=5,
+        says="a record whose headers the client cannot read counts without them",
+        tests=(f"{_HEADERS}test_a_record_whose_header_name_is_not_utf_8_counts_and_is_noted",),
+        file="streams/accept.py",
+        off=(("                check_unreadable(error)\n", "                raise\n"),),
+    ),
+    Rule(
+        number=5,
+        says="headers are asked for from C, where CPython looks for the exception that the client leaves behind",
+        tests=(f"{_HEADERS}test_a_thousand_records_whose_header_names_are_not_utf_8_end_no_process",),
+        file="runtime/headers.py",
+        off=(('methodcaller("headers")', "lambda message: message.headers()"),),
+    ),
+    Rule(
+        number=5,
+        says="`verify` asks for the proof by code of its own",
+        tests=(f"{_HEADERS}test_verify_sees_what_was_dropped_for_a_header_that_proves_nothing",),
+        file="driftline/audit_origins.py",
+        off=(
+            ("            if hmac.compare_digest(expected.hexdigest().encode(), proof):\n", "            if True:\n"),
+        ),
+    ),
+    Rule(
+        number=5,
+        says="`verify` takes a dropped replay for a duplicate only if its letter came in",
+        tests=(f"{_HEADERS}test_verify_sees_a_letter_that_is_noted_as_come_in_by_a_record_that_does_not_count",),
+        file="driftline/audit_stream.py",
+        off=(("            self._brought_nothing_in(offsets[earlier].tolist())\n", ""),),
     ),
     Rule(
         number=6,
