@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Message
 
 from contracts import topics
-from runtime.headers import check_unreadable, read_headers
+from runtime.headers import UNREADABLE, headers_of
 
 _HASH_BYTES = 32
 
@@ -25,21 +25,19 @@ class Headers:
     unreadable: list[int] = field(default_factory=list)
     """Offsets of records whose headers the client cannot give."""
 
-    def take(self, message: Message, topic: str, secret: bytes) -> None:
-        """Looks at one record, once.
+    def take(self, messages: list[Message], topic: str, secret: bytes) -> None:
+        """Looks at records that nobody looked at before.
 
         :param topic: logical name. :param secret: the installation's key.
         """
+        for message, headers in zip(messages, headers_of(messages), strict=True):
+            if headers is UNREADABLE:
+                self.unreadable.append(message.offset() or 0)
+            elif headers and (contents := [said for name, said in headers if name == topics.ORIGIN_HEADER]):
+                self._judge(message, contents, topic, secret)
+
+    def _judge(self, message: Message, contents: list[str | bytes | None], topic: str, secret: bytes) -> None:
         at = message.offset() or 0
-        try:
-            headers = read_headers(message)
-        except (SystemError, UnicodeDecodeError) as error:
-            check_unreadable(error)
-            self.unreadable.append(at)
-            return
-        contents = [content for name, content in headers or () if name == topics.ORIGIN_HEADER]
-        if not contents:
-            return
         content = _content(topic, message)
         for letter, proof in filter(None, map(_parts, contents)):
             expected = hashlib.blake2b(

@@ -261,8 +261,7 @@ def _records(topic: str, offsets: list[int], messages: list[Message], records: l
         pairs = zip(keys, [record.event_id for record in records], strict=True)
         digests = np.fromiter((event_key(topic, key, event_id) for key, event_id in pairs), np.int64, len(records))
     valid, headers = pa.table(columns), Headers()
-    for index in np.flatnonzero(timely).tolist():
-        headers.take(messages[index], topic, secret)
+    headers.take([messages[index] for index in np.flatnonzero(timely)], topic, secret)
     if not timely.all():
         valid, digests = valid.filter(pa.array(timely)), digests[timely]
     return Records(offsets=np.array(offsets, np.int64), valid=valid, digests=digests, headers=headers)

@@ -9,27 +9,32 @@ and must be called once a message: the second call gives the half made list, wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import methodcaller
+from collections.abc import Sequence
+from typing import Final
 
 from confluent_kafka import Message
 
 Headers = list[tuple[str, str | bytes | None]]
-
-read_headers: Callable[[Message], Headers | None] = methodcaller("headers")
-"""The headers of a message that was not asked before.
-
-:raises SystemError, UnicodeDecodeError: see `check_unreadable`.
-"""
+UNREADABLE: Final[Headers] = [("", None)]
+"""Stands for the headers of a message that has a name which is not UTF-8; compare by identity."""
 
 
-def check_unreadable(error: SystemError | UnicodeDecodeError) -> None:
-    """Passes if `read_headers` met a name that is not UTF-8; the record itself is as good as any.
+def headers_of(messages: Sequence[Message]) -> list[Headers | None]:
+    """The headers of each of some messages that were not asked for them before; None: it has none."""
+    found: list[Headers | None] = []
+    asked = map(Message.headers, messages)  # calls from C, and goes on behind the message that raised
+    while True:
+        try:
+            found.extend(asked)
+            return found
+        except (SystemError, UnicodeDecodeError) as error:
+            if not _of_a_name(error):
+                raise
+            found.append(UNREADABLE)
 
-    :raises SystemError: something else happened.
-    """
-    reason: BaseException | None = error
-    while reason is not None and not isinstance(reason, UnicodeDecodeError):
-        reason = reason.__cause__ or reason.__context__  # several such names in one record wrap each other's errors
-    if reason is None:
-        raise error
+
+def _of_a_name(error: BaseException | None) -> bool:
+    """Several such names in one record wrap each other's errors."""
+    while error is not None and not isinstance(error, UnicodeDecodeError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -34,7 +34,8 @@ from contracts.codec import (
 )
 from contracts.records import MAX_ID_CHARS, MAX_RECORD_BYTES, Item, Record, Relation
 from contracts.topics import INPUTS
-from runtime.headers import check_unreadable, read_headers
+from runtime.headers import UNREADABLE as UNREADABLE_HEADERS
+from runtime.headers import headers_of
 from storage.dead_letters import Kept
 from storage.log import microseconds_of
 from streams.columns import LAYOUTS, Ints, Layout, microseconds, rows_of
@@ -237,14 +238,12 @@ class Intake:
         if self._is_item:
             self.versions += cast("list[Version]", records)
         self.unknown_fields += self.decoder.with_unknown_fields(_said(records))
-        for message in chunk.messages:
-            try:
-                headers = read_headers(message)
-            except (SystemError, UnicodeDecodeError) as error:
-                check_unreadable(error)
-                self.unreadable_headers += 1
+        for message, headers in zip(chunk.messages, headers_of(chunk.messages), strict=True):
+            if not headers:
                 continue
-            if headers and (claimed := claimed_by(message, headers, self.topic)):
+            if headers is UNREADABLE_HEADERS:
+                self.unreadable_headers += 1
+            elif claimed := claimed_by(message, headers, self.topic):
                 self.origins[message.offset() or 0] = claimed
 
 

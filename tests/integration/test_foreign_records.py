@@ -41,7 +41,7 @@ from tests.integration.drift.watching import Running
 from tests.integration.feeding import eventually, ingest, key_of, query, taken
 from tests.raw_records import CODECS, Header, Raw, write_raw
 
-EXAMPLES, RECORDS = int(os.environ.get("FOREIGN_EXAMPLES", "100")), 210
+EXAMPLES, RECORDS = int(os.environ.get("FOREIGN_EXAMPLES", "60")), 350
 """How many, and how many records each: 21,000."""
 _LAST_MS = MAX_RECORD_MS - 10**9
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -289,6 +289,7 @@ def ingesting(database: str, config: KafkaConfig) -> Iterator[None]:
 
 @pytest.mark.kafka
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_strangers_records_cost_no_valid_one_and_stop_nobody(
     database: str, kafka_topics: KafkaConfig, tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
