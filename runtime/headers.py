@@ -10,7 +10,7 @@ and must be called once a message: the second call gives the half made list, wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import Message
 
@@ -22,7 +22,7 @@ UNREADABLE: Final[Headers] = [("", None)]
 def headers_of(messages: Sequence[Message]) -> list[Headers | None]:
     """The headers of each of some messages that were not asked for them before; None: it has none."""
     found: list[Headers | None] = []
-    asked = map(Message.headers, messages)  # calls from C, and goes on behind the message that raised
+    asked: Any = map(Message.headers, messages)  # calls from C, and goes on behind the message that raised
     while True:
         try:
             found.extend(asked)

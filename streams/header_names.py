@@ -28,7 +28,7 @@ class UnreadableName(str):
 
 def tolerate() -> None:
     """From now on every aiokafka consumer of this process reads such records."""
-    fetcher.MemoryRecords = Records  # type: ignore[misc, assignment]  # made by name, in the middle of a long method
+    fetcher.MemoryRecords = Records  # which a long method of it makes by this name
 
 
 def unreadable(headers: Iterable[tuple[str, Any]] | None) -> bool:
@@ -109,6 +109,6 @@ class _Text(bytearray):
 
 def _leniently(data: memoryview) -> Iterator[Any]:
     batch: Any = _DefaultRecordBatchPy(data)
-    records = iter(batch)  # uncompressed from here on
+    records: Iterator[Any] = iter(batch)  # uncompressed from here on
     batch._buffer = _Text(batch._buffer)
     return records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -42,8 +41,7 @@ def claimed_by(message: Message, headers: Headers, topic: str) -> Claimed | None
     if not contents:
         return None
     claims = tuple(claim for content in contents if (claim := read_origin(content)) is not None)
-    key, value = cast("bytes | None", message.key()), cast("bytes | None", message.value())
-    return Claimed(record_digest(topic, key, value) if claims else b"", claims)
+    return Claimed(record_digest(topic, message.key(), message.value()) if claims else b"", claims)
 
 
 class Replays:
