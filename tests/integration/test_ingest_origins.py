@@ -6,6 +6,7 @@ import pytest
 
 from contracts import topics
 from contracts.origins import record_digest
+from contracts.records import Record
 from storage import dead_letters
 from tests.integration.feeding import event, identity, payment, query, taken
 from tests.integration.owning import MakeOwner, Owner, message
@@ -21,9 +22,9 @@ def refused(owner: Owner, *keys: bytes) -> list[str]:
     return [f"{stream_id}:{at + n}" for n in range(len(keys))]
 
 
-def proof_of(owner: Owner, letter: str, topic: str, record: object) -> bytes:
+def proof_of(owner: Owner, letter: str, topic: str, record: Record) -> bytes:
     """The header's content that `dlq replay` writes."""
-    [(_, content)] = owner.replay(letter, topic, 0, record).headers()  # type: ignore[arg-type, misc]
+    content = dict(owner.replay(letter, topic, 0, record).headers() or ())[topics.ORIGIN_HEADER]
     assert isinstance(content, bytes)
     return content
 
