@@ -183,7 +183,12 @@ def ingest_lag(topic: str, partition: str) -> None:
 
 @_gauge("driftline_ingest_event_delay_seconds")
 def event_delay(topic: str, partition: str) -> None:
-    """Seconds between the newest committed record's time and its commit."""
+    """Seconds between the newest committed record's time and its commit; one far ahead of the others is passed over."""
+
+
+@_counter("driftline_ingest_far_records_total")
+def far_records(topic: str) -> None:
+    """Records accepted though their time lies more than a day ahead of their partition's last ones."""
 
 
 @_gauge("driftline_ingest_duplicate_filter_entries")

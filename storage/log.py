@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlalchemy import Connection, text
 
+from contracts.clocks import ROWS
 from contracts.identity import SEPARATOR, digest, signed
 from storage.offsets import Claim, Cursor
 
@@ -85,6 +87,8 @@ class NewSegment:
     counts: Counts
     rows: pa.Table
     """Accepted records in offset order; may be empty."""
+    far: Sequence[int] = ()
+    """Offsets of those whose record time lies far ahead of the stream's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +104,21 @@ class Segment:
     """None when nothing was accepted."""
 
 
+FAR_OFFSETS: Final = 100
+"""Offsets of far records that a segment names at most; how many there are it says besides."""
+
+
 class BrokenChain(RuntimeError):
     """A log segment is missing: offsets between two segments are covered by none."""
 
 
 _INSERT = text("""
     INSERT INTO log_segment (stream_id, first_offset, epoch, next_offset, read, accepted, duplicates, dead,
-                             suppressed, unknown_fields, first_event_at, last_event_at, last_record_at, rows)
+                             suppressed, unknown_fields, first_event_at, last_event_at, last_record_at, far,
+                             far_offsets, rows)
     VALUES (:stream_id, :first, :epoch, :next, :read, :accepted, :duplicates, :dead,
-            :suppressed, :unknown_fields, :first_event_at, :last_event_at, :last_record_at, :rows)
+            :suppressed, :unknown_fields, :first_event_at, :last_event_at, :last_record_at, :far,
+            CAST(:far_offsets AS bigint[]), :rows)
 """)
 
 _FROM = text("""
@@ -119,6 +129,12 @@ _FROM = text("""
         (SELECT max(first_offset) FROM log_segment WHERE stream_id = :stream_id AND first_offset <= :offset), :offset)
     ORDER BY first_offset, epoch
     LIMIT :limit
+""")
+
+_LAST = text("""
+    SELECT first_offset, rows FROM log_segment
+    WHERE stream_id = :stream_id AND first_offset < :below AND rows IS NOT NULL
+    ORDER BY first_offset DESC, epoch DESC LIMIT :limit
 """)
 
 _COVERING = text("""
@@ -151,6 +167,8 @@ def append(connection: Connection, segments: Sequence[NewSegment]) -> None:
                 "first_event_at": first_event,
                 "last_event_at": last_event,
                 "last_record_at": pc.max(segment.rows["record_at"]).as_py(),
+                "far": len(segment.far),
+                "far_offsets": list(segment.far[:FAR_OFFSETS]) or None,
                 "rows": encode_rows(segment.rows) if segment.rows.num_rows else None,
             },
         )
@@ -191,6 +209,26 @@ def covering(connection: Connection, stream_id: int, offsets: Iterable[int]) -> 
 def start(connection: Connection, stream_id: int) -> int | None:
     """Where the log of one stream begins; None = it is empty."""
     return connection.execute(_START, {"stream_id": stream_id}).scalar()
+
+
+def last_times(connection: Connection, stream_id: int, name: str, *, rows: int = ROWS) -> list[int]:
+    """A column of times of a stream's last accepted rows, in their order; as many as the log still holds.
+
+    :param name: "record_at", or "at" of events and labels.
+    :returns: microseconds since 1970.
+    """
+    found: list[int] = []
+    below, limit = 2**63 - 1, 1
+    while len(found) < rows:
+        values = {"stream_id": stream_id, "below": below, "limit": limit}
+        segments = connection.execute(_LAST, values).all()
+        for segment in segments:
+            found = decode_rows(segment.rows)[name].cast(pa.int64()).to_pylist() + found
+            below = segment.first_offset
+        if len(segments) < limit:
+            break
+        limit = min(2 * limit, rows)  # few large segments, or many of a row or two
+    return found[-rows:]
 
 
 def starts(connection: Connection) -> Cursor:

@@ -37,6 +37,18 @@ class Taken:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Far:
+    """Records of a stream's log whose time lies far ahead of the others."""
+
+    records: int
+    offsets: list[int]
+    """Of the newest of them, at most 10, ascending."""
+
+
+NO_FAR = Far(records=0, offsets=[])
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerRow:
     """How far a learner is."""
 
@@ -65,6 +77,17 @@ _TAKEN = text("""
     FROM log_segment GROUP BY stream_id
 """)
 
+_FAR = text("""
+    SELECT s.stream_id, s.records, n.offsets
+    FROM (SELECT stream_id, sum(far)::bigint AS records FROM log_segment WHERE far > 0 GROUP BY stream_id) AS s
+    CROSS JOIN LATERAL (
+        SELECT array_agg(o.at ORDER BY o.at) AS offsets
+        FROM (SELECT at FROM (SELECT far_offsets FROM log_segment WHERE stream_id = s.stream_id AND far > 0
+                              ORDER BY first_offset DESC, epoch DESC LIMIT 10) AS g, unnest(g.far_offsets) AS at
+              ORDER BY at DESC LIMIT 10) AS o
+    ) AS n
+""")
+
 _LEARNERS = text("""
     SELECT l.name AS learner, l.version, l.branch, l.next_step, s.id AS snapshot, s.step AS snapshot_step,
            extract(epoch FROM clock_timestamp() - s.live_at)::float8 AS snapshot_age_s
@@ -89,6 +112,11 @@ def taken(connection: Connection) -> dict[int, Taken]:
     """Stream -> what became of its records, where it has any."""
     found = (dict(row._mapping) for row in connection.execute(_TAKEN))
     return {row.pop("stream_id"): Taken(**row) for row in found}
+
+
+def far(connection: Connection) -> dict[int, Far]:
+    """Stream -> records far ahead of the others, where the log holds any."""
+    return {row.stream_id: Far(records=row.records, offsets=row.offsets) for row in connection.execute(_FAR)}
 
 
 def learners(connection: Connection) -> list[LearnerRow]:

@@ -127,6 +127,14 @@ log_segment = Table(
     Column("first_event_at", Time),
     Column("last_event_at", Time),
     Column("last_record_at", Time),
+    Column(
+        "far",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="accepted records whose time lies far ahead of the stream's",
+    ),
+    Column("far_offsets", ARRAY(BigInteger), comment="of the first 100 of them; NULL when there are none"),
     Column("received_at", Time, nullable=False, server_default=func.clock_timestamp()),
     Column(
         "rows",
@@ -135,6 +143,7 @@ log_segment = Table(
     ),
     CheckConstraint("next_offset > first_offset", name="covers"),
     CheckConstraint("status IN ('data', 'lost')", name="status"),
+    Index("log_segment_far", "stream_id", "first_offset", postgresql_where=text("far > 0")),
     comment="One committed batch of one stream. Segments chain: next_offset of one is first_offset of the next.",
 )
 

@@ -15,6 +15,7 @@ import structlog
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
+from contracts.clocks import ROWS
 from contracts.codec import MAX_RECORD_MS
 from contracts.records import Item, Label
 from runtime.failpoints import failpoint
@@ -24,6 +25,7 @@ from storage.suppression import Suppression
 from storage.vocabulary import Space, Vocabulary
 from streams.accept import Intake
 from streams.duplicates import DuplicateFilter, repeats
+from streams.far import far, newest_good
 from streams.origins import Believed, Replays
 from streams.vanished import Look, Vanished
 
@@ -54,6 +56,10 @@ class Written:
     """... and their offsets."""
     ignored_origins: int = 0
     """Records whose origin header was not believed: judged as if it were not there."""
+    times: NDArray[np.int64]
+    """Record times of all accepted records, microseconds."""
+    far: tuple[int, ...]
+    """Offsets of those that lie far ahead of their stream."""
 
 
 class BatchWriter:
@@ -72,6 +78,8 @@ class BatchWriter:
         self._suppressed = suppression.NOBODY
         self._window = duplicate_window
         self._filters: dict[int, DuplicateFilter] = {}
+        self._last: dict[int, NDArray[np.int64]] = {}
+        """Stream -> record times of its last 33 rows in the log, microseconds."""
         self._vanished = Vanished(look)
         self._replays = Replays(connection)
         self._told: set[tuple[str, str]] = set()
@@ -89,6 +97,7 @@ class BatchWriter:
                 self._vanished.look(self._connection, part.move, part.intake)
             else:
                 self._remember(part.move.claim)
+            self._remember_times(part.move.claim)
         with self._connection.begin():
             suppression.share(self._connection)
             self._meet_erased(suppression.current(self._connection, self._suppressed))
@@ -97,6 +106,8 @@ class BatchWriter:
             offsets.advance(self._connection, [_judged(part.move, self._suppressed) for part in parts])
             failpoint("ingest.before_commit")
         for outcome in written:
+            stream_id = outcome.claim.stream_id
+            self._last[stream_id] = np.concatenate([self._last[stream_id], outcome.times])[-ROWS:]
             if len(outcome.digests):
                 self._filters[outcome.claim.stream_id].extend(outcome.digests, outcome.offsets)
         return written
@@ -111,6 +122,14 @@ class BatchWriter:
         """How many identities are held for a stream."""
         return len(self._filters.get(claim.stream_id, ()))
 
+    def newest_us(self, claim: Claim, newest_ms: int) -> int:
+        """The newest record time of a stream that is not far ahead of its last rows, microseconds.
+
+        :param newest_ms: of the last record of the batch, which need not have been accepted.
+        """
+        newest = newest_good(np.append(self._last.get(claim.stream_id, _NONE), newest_ms * 1000))
+        return newest_ms * 1000 if newest is None else newest
+
     def _write_rows(self, parts: list[Part]) -> list[Written]:
         written, segments, events = [], [], []
         for part in parts:
@@ -119,6 +138,7 @@ class BatchWriter:
             if part.intake.decoder.record is Item and (ended := self._vanished.ended(part.move, part.intake, rows)):
                 versions, rows = [*versions, *ended], _with_ended(rows, ended)
                 outcome = replace(outcome, counts=replace(outcome.counts, accepted=rows.num_rows))
+            outcome = self._timed(outcome, rows)
             written.append(outcome)
             segments.append(_segment(part, outcome, rows))
             if part.intake.topic in sequences.KIND_OF_TOPIC:
@@ -152,14 +172,18 @@ class BatchWriter:
             suppressed=suppressed,
             unknown_fields=intake.unknown_fields,
         )
+        at = rows["offset"].to_numpy()
+        ignored = len(intake.origins) - len(believed)
         written = Written(
-            claim=claim,
-            counts=counts,
-            digests=digests,
-            offsets=rows["offset"].to_numpy(),
-            ignored_origins=len(intake.origins) - len(believed),
+            claim=claim, counts=counts, digests=digests, offsets=at, ignored_origins=ignored, times=_NONE, far=()
         )
         return written, rows
+
+    def _timed(self, outcome: Written, rows: pa.Table) -> Written:
+        """With the record times of what was accepted."""
+        times = rows["record_at"].cast(pa.int64()).to_numpy()
+        ahead = np.flatnonzero(far(self._last[outcome.claim.stream_id], times))
+        return replace(outcome, times=times, far=tuple(rows["offset"].to_numpy()[ahead].tolist()))
 
     def _suppressed_rows(self, rows: pa.Table) -> NDArray[np.bool_]:
         erased = self._suppressed
@@ -216,6 +240,13 @@ class BatchWriter:
                 self._told.add((intake.topic, what))
                 _log.warning(f"ingest.{what}", topic=intake.topic, records=count)
 
+    def _remember_times(self, claim: Claim) -> None:
+        """Reads the stream's last record times from the log, once a claim."""
+        if claim.stream_id not in self._last:
+            with self._connection.begin():
+                last = log.last_times(self._connection, claim.stream_id, "record_at")
+            self._last[claim.stream_id] = np.array(last, np.int64)
+
     def _remember(self, claim: Claim) -> None:
         """Rebuilds the stream's duplicate filter from the log, once a claim."""
         if claim.stream_id in self._filters:
@@ -261,7 +292,12 @@ def _identity(rows: pa.Table, index: int) -> tuple[str, str]:
 
 def _segment(part: Part, outcome: Written, rows: pa.Table) -> log.NewSegment:
     return log.NewSegment(
-        claim=part.move.claim, first=part.move.first, next=part.move.next, counts=outcome.counts, rows=rows
+        claim=part.move.claim,
+        first=part.move.first,
+        next=part.move.next,
+        counts=outcome.counts,
+        rows=rows,
+        far=outcome.far,
     )
 
 

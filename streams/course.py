@@ -24,6 +24,7 @@ from storage import journal, suppression
 from storage.journal import Seat, Step, Tick
 from storage.offsets import Cursor
 from storage.suppression import Suppression
+from streams.front import Front
 from streams.histories import Histories
 from streams.merge import LabelRow, LogRow, Merge, Row, concerns
 from streams.outcomes import Outcomes
@@ -74,19 +75,19 @@ class Course:
         cohort: Cohort,
         cursor: Cursor,
         *,
-        front: int | None,
+        front: Front | None = None,
         branch: int = 1,
         seat: Seat | None = None,
     ) -> None:
         """
         :param cursor: the next offsets to learn; streams not named: from the start of their log.
-        :param front: largest record time learnt so far, microseconds.
+        :param front: of the record times learnt so far; None: nothing was learnt yet.
         :param branch: of the learner, for what is stored of its predictions.
         :param seat: the right to store them; None: a repetition that finds them stored.
         """
         self.cohort = cohort
         self.cursor: Cursor = dict(cursor)
-        self.front = front
+        self.recent = Front() if front is None else front
         needs = cohort.needs
         self.merge = Merge(cursor, labels=needs.task is not None)
         self._erased = suppression.NOBODY
@@ -140,7 +141,7 @@ class Course:
         events = [row for row in rows if isinstance(row, LogRow)]
         batch = self._histories.batch(connection, events, self.cursor) if events else None
         self.cursor |= {row.stream_id: row.offset + 1 for row in rows}
-        self.front = self.front_after(rows)
+        self.recent = self.recent.after(row.record_at for row in rows)
         if self.outcomes is None:
             return self.cohort.step(batch) if batch else None
         labels = [row for row in rows if isinstance(row, LabelRow)]
@@ -175,18 +176,18 @@ class Course:
         report = self.learn(connection, rows, erased=step.erased, number=step.number, ticks=step.ticks)
         return rows, report
 
+    @property
+    def front(self) -> int | None:
+        """Lower median of the last 33 record times learnt, microseconds; None before the first row."""
+        return self.recent.at
+
     def front_after(self, rows: Iterable[Row]) -> int | None:
         """The front once these rows are learnt."""
-        times = [row.record_at for row in rows]
-        return max(times if self.front is None else [self.front, *times], default=None)
+        return self.recent.after(row.record_at for row in rows).at
 
     def late(self, rows: Iterable[Row]) -> int:
         """How many rows of the next step lie behind the front."""
-        front, late = self.front, 0
-        for row in rows:
-            late += front is not None and row.record_at < front
-            front = row.record_at if front is None else max(front, row.record_at)
-        return late
+        return self.recent.late(row.record_at for row in rows)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Everything the cohort is, and labels that wait for their subject, for a snapshot."""

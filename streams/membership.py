@@ -406,11 +406,15 @@ class Membership:
     def _show_positions(self, batch: _UnderWay) -> None:
         for place, move in batch.moves.items():
             intake = batch.intakes.get(place)
+            newest_ms = intake.newest_ms if intake else None
+            newest_us = (
+                self._writer.newest_us(move.claim, newest_ms) if self._writer and newest_ms is not None else None
+            )
             high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)[1]
             show_position(
                 move.claim,
                 lag=high - move.next,
-                newest_ms=intake.newest_ms if intake else None,
+                newest_us=newest_us,
                 filter_entries=self._writer.filter_entries(move.claim) if self._writer else 0,
             )
 

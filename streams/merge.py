@@ -1,9 +1,14 @@
 """The log of all streams as one sequence of rows, the same after every restart (protocol, rule 13).
 
-Of the streams' next rows the one with the smallest record time is taken, ties by (topic, partition,
-offset): the cursor alone says where the merge stands. A stream that has nothing to offer yet is waited for,
-unless it was passed by; then it is idle until it yields again. Who was idle is journalled, so waiting (which
-depends on the clock) never decides twice.
+Of the streams' next rows the one with the smallest effective time is taken, ties by (topic, partition, offset).
+That time is made of the row's own record time and of the rows that follow it in its stream (`streams.lookahead`),
+so the cursor alone says where the merge stands. A stream that has nothing to offer yet is waited for, unless it was
+passed by; then it is idle until it yields again. Who was idle is journalled, so waiting (which depends on the clock)
+never decides twice.
+
+How much of a stream is there to look at is a matter of the clock too: live, what is there decides, and the journal
+keeps the order that came of it. A bounded run waits until all that a row's time depends on is there, or the end.
+Rows that are repeated from the journal ask for no time.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy import Connection
 
 from contracts import topics
@@ -22,13 +28,15 @@ from storage import log, offsets, sequences
 from storage.journal import Run
 from storage.offsets import Cursor, StreamRow
 from storage.sequences import SequenceEvent
+from streams.lookahead import LONGEST, Lookahead
 
 _SLICE = 1024  # rows made into Python objects at once
+_READ_AHEAD = 2 * LONGEST
 _NO_END = 2**63 - 1
 
 
 class LogRow(NamedTuple):
-    """An accepted event. The leading four fields are the order of the merge."""
+    """An accepted event."""
 
     record_at: int
     """Record time, microseconds since 1970."""
@@ -42,7 +50,7 @@ class LogRow(NamedTuple):
 
 
 class LabelRow(NamedTuple):
-    """An accepted label. The leading four fields are the order of the merge, the same as those of events."""
+    """An accepted label. The leading four fields are the same as those of events."""
 
     record_at: int
     topic: str
@@ -76,6 +84,7 @@ class Merge:
         """Streams passed by."""
         self._readers: dict[int, _Reader] = {}
         self._topics = {*sequences.KIND_OF_TOPIC, *((topics.LABELS,) if labels else ())}
+        self._bounded = False
         self._erased: Container[str] = frozenset()
 
     def pass_over(self, erased: Container[str]) -> None:
@@ -94,10 +103,11 @@ class Merge:
             if reader is None:
                 starts = log.starts(connection) if starts is None else starts
                 start = self.cursor.setdefault(row.stream_id, starts.get(row.stream_id, row.next_offset))
-                reader = self._readers[row.stream_id] = _Reader(row, start, self._erased)
+                reader = self._readers[row.stream_id] = _Reader(row, start, self._erased, bounded=self._bounded)
+            had_head, was_short = reader.head() is not None, reader.short
             reader.watermark = row.next_offset
             reader.retired = row.retired
-            if reader.load(connection):
+            if reader.load(connection, _READ_AHEAD) and (was_short or not had_head):
                 news = True
                 self.idle.discard(row.stream_id)
         return news
@@ -119,13 +129,20 @@ class Merge:
         self.idle.update(stream_ids)
 
     def pop(self) -> Row | None:
-        """Takes the next row; None while a stream is behind, or nothing is left in memory (see `refresh`)."""
-        if self.behind() or any(reader.needs_load for reader in self._readers.values()):
-            return None
-        heads = [head for reader in self._readers.values() if (head := reader.head()) is not None]
+        """Takes the next row; None while a stream is behind, or too little is in memory (see `refresh`)."""
+        heads: list[_Place] = []
+        for stream_id, reader in self._readers.items():
+            if reader.short:
+                return None
+            if (place := reader.place()) is not None:
+                heads.append(place)
+            elif stream_id not in self.idle and not reader.finished:
+                return None
         if not heads:
             return None
-        row = min(heads)
+        first = min(heads)
+        row = self._readers[first.stream_id].head()
+        assert row is not None
         self._take(row)
         return row
 
@@ -141,7 +158,7 @@ class Merge:
         reader = self._readers.get(stream_id)
         rows: list[Row] = []
         while reader is not None:
-            reader.load(connection)
+            reader.load(connection, 1)
             head = reader.head()
             if head is None or head.offset >= next_offset:
                 break
@@ -153,9 +170,11 @@ class Merge:
         return rows
 
     def set_ends(self, ends: Cursor) -> None:
-        """From now on a stream that reached its end is finished and waited for no more."""
+        """From now on a stream that reached its end is finished and waited for no more, and one that did not is
+        waited for until all that its next row's time depends on is there."""
+        self._bounded = True
         for stream_id, reader in self._readers.items():
-            reader.end = ends.get(stream_id, reader.end)
+            reader.set_end(ends.get(stream_id))
 
     def at_ends(self) -> bool:
         """Whether every stream is finished."""
@@ -171,78 +190,112 @@ class Merge:
         self.cursor[row.stream_id] = row.offset + 1
 
 
-class _Reader:
-    """One stream's rows from the cursor on, a segment at a time."""
+class _Place(NamedTuple):
+    """Where a stream's head stands in the merge."""
 
-    def __init__(self, row: StreamRow, start: int, erased: Container[str]) -> None:
+    effective_at: int
+    topic: str
+    partition: int
+    offset: int
+    stream_id: int
+
+
+class _Reader:
+    """One stream's rows from the cursor on, a segment at a time, and some of what follows them."""
+
+    def __init__(self, row: StreamRow, start: int, erased: Container[str], *, bounded: bool) -> None:
         self._erased = erased
         self._stream_id = row.stream_id
         self._topic = row.stream.topic
         self._partition = row.stream.partition
         self._start = start
         self._loaded_to = start
-        self._table: pa.Table | None = None
-        self._rows: deque[Row] = deque()
+        self._tables: deque[pa.Table] = deque()
+        self._rows: deque[Row] = deque()  # made of the tables; empty only if all that was loaded is taken
+        self._ahead = Lookahead()
+        self._place: _Place | None = None  # of the head, once it was asked for
+        self._limit = _NO_END
+        self._bounded = bounded
         self.watermark = row.next_offset
-        self.end: int | None = None
         self.retired = row.retired
 
     @property
-    def needs_load(self) -> bool:
-        """Memory is empty and the log has more."""
-        return not self._rows and (self._table is not None or self._loaded_to < min(self.watermark, self._limit))
+    def short(self) -> bool:
+        """The next row's time may depend on what is not in memory: what the log has, or in a bounded run will have."""
+        if self._ahead.rows >= LONGEST:
+            return False
+        if self._loaded_to < min(self.watermark, self._limit):
+            return True
+        return self._bounded and not self.retired and self._ahead.rows > 0 and self._loaded_to < self._limit
 
     @property
     def finished(self) -> bool:
         """Nothing more will come, or nothing more is wanted."""
-        if self._rows or self._table is not None:
-            return bool(self._rows) and self._rows[0].offset >= self._limit
+        if self._rows:
+            return self._rows[0].offset >= self._limit
         return self._loaded_to >= (self.watermark if self.retired else self._limit)
 
-    @property
-    def _limit(self) -> int:
-        return _NO_END if self.end is None else self.end
+    def set_end(self, end: int | None) -> None:
+        """From now on nothing is wanted from this offset on; None: the end known before stays."""
+        self._bounded = True
+        if end is not None:
+            self._limit = end
+            self._ahead.set_limit(end)
+            self._place = None
 
-    def load(self, connection: Connection) -> bool:
-        """Fetches more if memory is empty; True if that brought a row."""
-        if self._rows:
-            return False
-        while not self._rows:
-            if self._table is not None:
-                self._rows.extend(self._slice())
-            elif self._loaded_to < min(self.watermark, self._limit):
-                self._next_segment(connection)
-            else:
-                return False
-        return True
+    def load(self, connection: Connection, rows: int) -> bool:
+        """Fetches more until so many rows are in memory, or all that the log has; True if that brought a row."""
+        before = self._ahead.rows
+        while self._ahead.rows < rows and self._loaded_to < min(self.watermark, self._limit):
+            self._next_segment(connection)
+        return self._ahead.rows > before
 
     def head(self) -> Row | None:
-        return self._rows[0] if self._rows and self._rows[0].offset < self._limit else None
+        return self._rows[0] if self._ahead.rows else None
+
+    def place(self) -> _Place | None:
+        """Of the head; None: there is none."""
+        if self._place is None and (at := self._ahead.head()) is not None:
+            self._place = _Place(at, self._topic, self._partition, self._rows[0].offset, self._stream_id)
+        return self._place
 
     def drop_head(self) -> None:
         self._rows.popleft()
+        self._ahead.drop()
+        self._place = None
+        self._make_rows()
 
     def _next_segment(self, connection: Connection) -> None:
         for segment in log.read(connection, self._stream_id, self._loaded_to, limit=1):
             self._loaded_to = segment.next
             if segment.rows is not None:
                 at = int(np.searchsorted(segment.rows["offset"].to_numpy(), self._start))
-                self._table = segment.rows.slice(at) if at < segment.rows.num_rows else None
+                self._add(_without(self._erased, segment.rows.slice(at)))
             return
         raise log.BrokenChain(f"stream {self._stream_id}: no log segment covers offset {self._loaded_to}")
 
-    def _slice(self) -> Sequence[Row]:
-        assert self._table is not None
-        part, rest = self._table.slice(0, _SLICE), self._table.slice(_SLICE)
-        self._table = rest if rest.num_rows else None
-        return self._labels_of(part) if self._topic == topics.LABELS else self._events_of(part)
+    def _add(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        self._ahead.add(table["record_at"].cast(pa.int64()).to_numpy(), table["offset"].to_numpy())
+        self._place = None
+        self._tables.append(table)
+        self._make_rows()
+
+    def _make_rows(self) -> None:
+        if self._rows or not self._tables:
+            return
+        table = self._tables.popleft()
+        if table.num_rows > _SLICE:
+            self._tables.appendleft(table.slice(_SLICE))
+        part = table.slice(0, _SLICE)
+        self._rows.extend(self._labels_of(part) if self._topic == topics.LABELS else self._events_of(part))
 
     def _labels_of(self, table: pa.Table) -> list[LabelRow]:
         names = ("record_at", "offset", "user", "at", "task", "subject", "ref_time", "value")
         return [
             LabelRow(record_at, self._topic, self._partition, offset, self._stream_id, user, *label)
             for record_at, offset, user, *label in zip(*_columns(table, names), strict=True)
-            if not concerns(self._erased, user, None)
         ]
 
     def _events_of(self, table: pa.Table) -> list[LogRow]:
@@ -264,7 +317,6 @@ class _Reader:
             )
             for record_at, at, offset, event_id, user, type_, item, amount, currency, other
             in zip(*columns, strict=True)
-            if not concerns(self._erased, user, other)
         ]  # fmt: skip
 
 
@@ -272,6 +324,16 @@ def _columns(table: pa.Table, names: Sequence[str]) -> list[list[Any]]:
     """Python values; times in microseconds."""
     times = {"record_at", "at", "ref_time"}
     return [(table[name].cast(pa.int64()) if name in times else table[name]).to_pylist() for name in names]
+
+
+def _without(users: Container[str], table: pa.Table) -> pa.Table:
+    """The rows that are neither of nor about any of `users`."""
+    for name in ("user", "other"):
+        if name in table.column_names:
+            gone = [user for user in pc.unique(table[name]).to_pylist() if user in users]
+            if gone:
+                table = table.filter(pc.invert(pc.is_in(table[name], value_set=pa.array(gone, pa.string()))))
+    return table
 
 
 def concerns(users: Container[str], user: str, other: str | None) -> bool:

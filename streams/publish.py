@@ -17,6 +17,7 @@ from storage import log, registry, snapshots
 from storage.journal import Seat
 from storage.registry import Snapshot, snapshot_id
 from streams.course import Course, Plan
+from streams.front import Front
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,7 @@ def publish(
         "parent": parent,
         "cursor": {str(stream): offset for stream, offset in cursor.items()},
         "front": None if front is None else front.isoformat(),
+        "record_times": list(course.recent.times),
         "config": plan.as_json(),
         "code_version": version("driftline"),
         "device_class": device_class(),
@@ -117,10 +119,17 @@ def restore(plan: Plan, snapshot: Snapshot, folder: Path, *, seat: Seat | None =
     """
     assert snapshot.sha256 is not None, "live snapshots have a digest"
     tensors, _ = snapshots.read(folder, snapshot.id, sha256=snapshot.sha256)
-    front = None if snapshot.front is None else log.microseconds_of(snapshot.front)
-    course = Course(plan, plan.fresh(), snapshot.cursor, front=front, branch=snapshot.branch, seat=seat)
+    course = Course(plan, plan.fresh(), snapshot.cursor, front=front_of(snapshot), branch=snapshot.branch, seat=seat)
     course.load(tensors)
     return course
+
+
+def front_of(snapshot: Snapshot) -> Front:
+    """The front at a snapshot; of one made by a version that kept a single time, as if that had come alone."""
+    times = (snapshot.manifest or {}).get("record_times")
+    if times is None:
+        times = [] if snapshot.front is None else [log.microseconds_of(snapshot.front)]
+    return Front(tuple(times))
 
 
 def actions_before(snapshot: Snapshot) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ def count_written(written: Sequence[Written], intakes: Mapping[tuple[str, int], 
         metrics.unknown_fields.inc(counts.unknown_fields, topic)
         metrics.ignored_origins.inc(part.ignored_origins, topic)
         totals.ignored_origins += part.ignored_origins
+        metrics.far_records.inc(len(part.far), topic)
     for intake in intakes.values():
         metrics.read_bytes.inc(intake.value_bytes, intake.topic)
         metrics.unreadable_headers.inc(intake.unreadable_headers, intake.topic)
@@ -64,14 +65,15 @@ def count_written(written: Sequence[Written], intakes: Mapping[tuple[str, int], 
             metrics.dead_letters.inc(1, intake.topic, refusal.reason)
 
 
-def show_position(claim: Claim, *, lag: int, newest_ms: int | None, filter_entries: int) -> None:
+def show_position(claim: Claim, *, lag: int, newest_us: int | None, filter_entries: int) -> None:
     """After the commit of a batch: where one of its streams stands.
 
     :param lag: records the broker holds beyond it.
-    :param newest_ms: Kafka timestamp of its newest record; None = the batch had none.
+    :param newest_us: its newest record time that is not far ahead of the others, microseconds; None = the batch had
+        no record.
     """
     topic, partition = claim.stream.topic, str(claim.stream.partition)
     metrics.filter_entries.set(filter_entries, topic, partition)
     metrics.ingest_lag.set(max(0, lag), topic, partition)
-    if newest_ms is not None:
-        metrics.event_delay.set(max(0.0, time.time() - newest_ms / 1000), topic, partition)
+    if newest_us is not None:
+        metrics.event_delay.set(max(0.0, time.time() - newest_us / 1e6), topic, partition)

@@ -218,6 +218,10 @@ class Lesson:
         if self._next < self._seat.next_step:
             return  # asked to stop on the way: the next start repeats what is left
         ends = Ends(self._kafka, labels=self._course.outcomes is not None) if once else None
+        if ends is not None:
+            with self._connection.begin():  # before any row is taken: what was read ahead is short without the ends
+                self._course.merge.refresh(self._connection)
+                self._course.merge.set_ends(ends.by_stream(self._connection))
         while not self._stop.is_set():
             rows = self._gather(ends)
             if rows or self._ticks or self._erasure_due:

@@ -18,6 +18,7 @@ from driftline.shown import as_json, note, say, table
 from runtime import kafka
 from runtime.lifecycle import Transient
 from storage import offsets as stored
+from storage import overview
 from storage.offsets import Fenced, StreamRow
 from streams.positions import Range
 
@@ -36,11 +37,15 @@ def show(
     everything: Annotated[bool, typer.Option("--all", help="Streams of replaced topics too.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Print the next offset to read of each stream, as Postgres has it. Their ids and offsets make a cursor."""
+    """Print the next offset to read of each stream, as Postgres has it. Their ids and offsets make a cursor.
+
+    Named too are records in the log whose time lies more than a day ahead of those before them.
+    """
     with session(context).reading() as connection:
         rows = [row for row in stored.streams(connection) if everything or not row.retired]
+        far = overview.far(connection)
     if json:
-        as_json(rows)
+        as_json([{**asdict(row), "far": far.get(row.stream_id, overview.NO_FAR)} for row in rows])
         return
     table(
         ["stream", "topic", "partition", "next offset", "epoch", "life", "retired", "topic id", "cluster"],
@@ -59,6 +64,14 @@ def show(
             for row in rows
         ],
     )
+    for row in rows:
+        if (found := far.get(row.stream_id)) is not None:
+            last = ", ".join(map(str, found.offsets))
+            more = "the last ones " if found.records > len(found.offsets) else ""
+            note(
+                f"{row.stream.topic}[{row.stream.partition}]: {found.records:,} records lie more than a day ahead of "
+                f"those before them, {more}at {last}: look at their producer's clock"
+            )
 
 
 def adopt(

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from structlog.testing import capture_logs
 
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit, Refused
-from storage import journal, registry, snapshots
+from storage import journal, log, registry, snapshots
 from storage.journal import Seat, Step
 from storage.offsets import Fenced
 from storage.snapshots import BadSnapshot, Unwritable
 from streams.course import Course, Plan
+from streams.front import Front
 from streams.progress import Undelivered
-from streams.publish import Published, publish
+from streams.publish import Published, publish, restore
 from tests.integration.feeding import eventually
 from tests.integration.learning import School, schools
 
@@ -235,6 +237,22 @@ def test_a_snapshot_is_registered_written_told_and_only_then_live(school: School
     assert files == [school.file(name).with_suffix(".json").name, school.file(name).name]
     assert statuses(school) == {name: "live"}
     assert published.id == name
+
+
+def test_a_restored_course_has_the_front_it_had(school: School) -> None:
+    """Which of its next rows are late depends on 33 record times, not on one."""
+    times = [*range(40), 4_102_444_800_000_000, 12, 13]
+    course = Course(PLAN, PLAN.fresh(), {}, front=Front().after(times))
+    with school.engine.connect() as connection:
+        published = publish_in(school, connection, seat_of(connection), course=course)
+        with connection.begin():
+            found = registry.find(connection, published.id)
+    assert found is not None
+    again = restore(PLAN, found, school.folder)
+    assert again.recent == course.recent
+    assert found.front == log.time_of(24)
+    of_before = replace(found, manifest={**(found.manifest or {}), "record_times": None})
+    assert restore(PLAN, of_before, school.folder).front == 24, "made by a version that kept one time"
 
 
 def test_before_its_files_are_written_it_is_registered(school: School) -> None:

@@ -7,6 +7,7 @@ from tests.rules.rule import Rule
 _U = "tests/unit/streams/"
 _I = "tests/integration/"
 _MERGE = f"{_U}test_merge.py::"
+_LOOKAHEAD = f"{_U}test_lookahead.py::"
 _HISTORIES = f"{_U}test_histories.py::"
 _COURSE = f"{_U}test_course.py::"
 _TRAIN = f"{_I}test_train.py::"
@@ -17,20 +18,70 @@ _FORGOTTEN = f"{_I}test_train_erasure.py::"
 LEARNING_RULES: tuple[Rule, ...] = (
     Rule(
         number=13,
-        says="of the heads the one with the smallest record time is taken, ties by topic, partition, offset",
+        says="of the heads the one with the smallest effective time is taken, ties by topic, partition, offset",
         tests=(
             f"{_MERGE}test_whatever_arrives_when_the_rows_come_in_the_order_of_the_rule",
             f"{_MERGE}test_a_restart_from_the_cursor_at_any_row_gives_the_same_rest",
         ),
         file="streams/merge.py",
-        off=(("row = min(heads)", "row = max(heads)"),),
+        off=(("first = min(heads)", "first = max(heads)"),),
+    ),
+    Rule(
+        number=13,
+        says="a row counts as no later than what follows it in its stream: q33",
+        tests=(
+            f"{_LOOKAHEAD}test_effective_times_are_those_of_the_definition",
+            f"{_MERGE}test_one_far_head_blocks_nobody",
+        ),
+        file="streams/lookahead.py",
+        off=(("WINDOWS: Final = (33, 1024)", "WINDOWS: Final = (1, 1024)"),),
+    ),
+    Rule(
+        number=13,
+        says="and q1024, so that forty rows of today do not hold up the past behind them",
+        tests=(f"{_MERGE}test_readme_order_has_few_late_rows",),
+        file="streams/lookahead.py",
+        off=(("WINDOWS: Final = (33, 1024)", "WINDOWS: Final = (33, 33)"),),
+    ),
+    Rule(
+        number=13,
+        says="a tenth of what follows may be old without drawing a row forward",
+        tests=(f"{_MERGE}test_old_rows_draw_few_others_forward",),
+        file="streams/lookahead.py",
+        off=(("found.append(window[(len(window) - 1) // 10])", "found.append(window[0])"),),
+    ),
+    Rule(
+        number=13,
+        says="what follows is counted from the row itself, wherever segments and reads end",
+        tests=(f"{_LOOKAHEAD}test_heads_do_not_depend_on_how_the_rows_came",),
+        file="streams/lookahead.py",
+        off=(("final = max(0, self.rows - LONGEST + 1)", "final = self.rows"),),
+    ),
+    Rule(
+        number=13,
+        says="and is read from the log before the row is taken, so the cursor is the whole state",
+        tests=(f"{_MERGE}test_the_order_is_the_cursor_s",),
+        file="streams/merge.py",
+        off=(
+            (
+                "if self._loaded_to < min(self.watermark, self._limit):\n            return True",
+                "if False:\n            return True",
+            ),
+        ),
+    ),
+    Rule(
+        number=13,
+        says="a bounded run waits until it is there, or the recorded end",
+        tests=(f"{_MERGE}test_a_bounded_run_gives_one_order_at_whatever_pace_ingest_brings_it",),
+        file="streams/merge.py",
+        off=(("return self._bounded and not self.retired and", "return False and not self.retired and"),),
     ),
     Rule(
         number=13,
         says="a live head is waited for",
         tests=(f"{_MERGE}test_whatever_arrives_when_the_rows_come_in_the_order_of_the_rule",),
         file="streams/merge.py",
-        off=(("if self.behind() or any(", "if any("),),
+        off=(("elif stream_id not in self.idle and not reader.finished:", "elif False:"),),
     ),
     Rule(
         number=13,
@@ -53,8 +104,25 @@ LEARNING_RULES: tuple[Rule, ...] = (
         number=13,
         says="rows behind the front are learnt and counted as late",
         tests=(f"{_COURSE}test_late_rows_are_counted_and_learnt",),
-        file="streams/course.py",
-        off=(("front = row.record_at if front is None else max(front, row.record_at)", "front = row.record_at"),),
+        file="streams/front.py",
+        off=(("time < front.at", "time > front.at"),),
+    ),
+    Rule(
+        number=13,
+        says="the front is the lower median of the last 33 record times: one far row moves nothing",
+        tests=(
+            f"{_COURSE}test_one_row_of_2100_moves_no_front",
+            f"{_COURSE}test_after_forty_rows_of_today_few_rows_of_the_past_are_late",
+        ),
+        file="streams/front.py",
+        off=(("return lower_median(self.times) if self.times else None", "return max(self.times, default=None)"),),
+    ),
+    Rule(
+        number=13,
+        says="those 33 times are part of the snapshot: a restart counts as late what one run does",
+        tests=(f"{_SNAPSHOTS}test_a_restored_course_has_the_front_it_had",),
+        file="streams/publish.py",
+        off=(('    times = (snapshot.manifest or {}).get("record_times")\n', "    times = None\n"),),
     ),
     Rule(
         number=14,

@@ -252,7 +252,7 @@ def test_a_course_repeated_from_any_step_gives_the_same_bytes_and_the_same_rows(
         taken_up_at = min(taken_up_at, len(steps) - 1)
         for number, step in enumerate(steps):
             if number == taken_up_at:
-                tensors, cursor, front = walk.course.tensors(), dict(walk.course.cursor), walk.course.front
+                tensors, cursor, front = walk.course.tensors(), dict(walk.course.cursor), walk.course.recent
                 tensors = {name: array.copy() for name, array in tensors.items()}
             walk.step(step)
         while walk.course.silences(connection):
