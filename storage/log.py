@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sqlalchemy import Connection, text
 
+from contracts import clocks
 from contracts.clocks import ROWS
 from contracts.identity import SEPARATOR, digest, signed
 from storage.offsets import Claim, Cursor
@@ -137,6 +138,11 @@ _LAST = text("""
     ORDER BY first_offset DESC, epoch DESC LIMIT :limit
 """)
 
+_LARGEST = text("""
+    SELECT rows FROM log_segment WHERE stream_id = :stream_id AND rows IS NOT NULL
+    ORDER BY last_record_at DESC NULLS LAST LIMIT :limit
+""")
+
 _COVERING = text("""
     SELECT DISTINCT ON (first_offset) rows FROM log_segment, unnest(CAST(:offsets AS bigint[])) AS o(at)
     WHERE stream_id = :stream_id AND first_offset <= o.at AND next_offset > o.at AND rows IS NOT NULL
@@ -229,6 +235,27 @@ def last_times(connection: Connection, stream_id: int, name: str, *, rows: int =
             break
         limit = min(2 * limit, rows)  # few large segments, or many of a row or two
     return found[-rows:]
+
+
+def newest(connection: Connection, stream_ids: Iterable[int], name: str) -> datetime | None:
+    """Where streams stand together in one of their times (see `last_times`), whatever a few false ones say.
+
+    :returns: None: their log holds no row.
+    """
+    at = clocks.newest(last_times(connection, stream_id, name) for stream_id in stream_ids)
+    return None if at is None else time_of(at)
+
+
+def highest(connection: Connection, stream_id: int) -> datetime | None:
+    """The newest good one (`contracts.clocks`) of the 33 largest record times of a stream's log, wherever they stand
+    in it.
+
+    :returns: None: the log holds no row.
+    """
+    segments = connection.execute(_LARGEST, {"stream_id": stream_id, "limit": ROWS})
+    times = [decode_rows(row.rows)["record_at"].cast(pa.int64()).to_numpy() for row in segments]
+    at = clocks.newest([np.sort(np.concatenate(times)).tolist()]) if times else None
+    return None if at is None else time_of(at)
 
 
 def starts(connection: Connection) -> Cursor:

@@ -73,6 +73,8 @@ _STREAMS = text("""
     FROM stream_offset ORDER BY topic, partition, stream_id
 """)
 
+_LOG_BEGINS = text("SELECT stream_id, log_begins FROM stream_offset")
+
 _REGISTER = text("""
     INSERT INTO stream_offset (cluster_id, topic_id, topic, partition, life, next_offset, suppression_version)
     VALUES (:cluster_id, :topic_id, :topic, :partition, :life, :next_offset,
@@ -158,6 +160,11 @@ def streams(connection: Connection) -> list[StreamRow]:
 def watermark(connection: Connection) -> Cursor:
     """The watermark cursor: all streams as this transaction sees them."""
     return {row.stream_id: row.next_offset for row in streams(connection)}
+
+
+def log_begins(connection: Connection) -> Cursor:
+    """The offset below which retention removed each stream's log."""
+    return {row.stream_id: row.log_begins for row in connection.execute(_LOG_BEGINS)}
 
 
 def register(connection: Connection, first_offsets: Mapping[Stream, int]) -> None:

@@ -1,7 +1,9 @@
 """How much of the log must stay, and the removal of the rest (protocol, rule 12).
 
 Age is measured in record time behind the newest record of the same stream, not by the clock: a replay of
-records from 2012 is not old because of that. Whatever the age, a segment stays while somebody may read it:
+records from 2012 is not old because of that. Records far ahead of their stream (`contracts.clocks`) count for nothing:
+one of the year 2100 neither makes all others old nor keeps the segments behind its own. Whatever the age, a segment
+stays while somebody may read it:
 
 - a learner, from the cursor of any snapshot it may start from;
 - a repetition of a snapshot, from the cursor of its parent (or from its learner's birth);
@@ -14,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 
@@ -25,6 +28,11 @@ from storage.offsets import Cursor
 
 _LEARNT_TOPICS = frozenset({topics.USER, topics.PAYMENT, topics.RELATIONAL, topics.LABELS})
 _NO_END = 2**63 - 1
+_EARLIEST, _LATEST = (time.replace(tzinfo=UTC) for time in (datetime.min, datetime.max))
+SEGMENTS = 100
+"""Segments looked at at once."""
+AHEAD = timedelta(days=1)
+"""A record further than this ahead of where its stream stands says nothing of how old its segment is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +69,17 @@ _LABEL_SEGMENTS = text("""
     WHERE stream_id = :stream AND next_offset > :offset AND rows IS NOT NULL ORDER BY first_offset
 """)
 
-# The first segment that must stay: one that is young, or holds an event an open label may speak of.
-_FIRST_KEPT = text("""
-    SELECT coalesce(min(first_offset), :none) FROM log_segment
-    WHERE stream_id = :stream
-      AND (last_record_at >= (SELECT max(last_record_at) FROM log_segment WHERE stream_id = :stream)
-                             - CAST(:keep AS interval)
-           OR last_event_at >= CAST(:open_from AS timestamptz))
+# Segments that may have to stay: young ones, and those with an event that an open label may speak of. The rows come
+# with those that hold a record ahead of the stream: what their other rows say decides.
+_KEPT = text("""
+    SELECT first_offset, last_record_at > :ahead AS doubtful, CASE WHEN last_record_at > :ahead THEN rows END AS rows
+    FROM log_segment
+    WHERE stream_id = :stream AND first_offset > :after
+      AND (last_record_at >= :young OR last_event_at >= CAST(:open_from AS timestamptz))
+    ORDER BY first_offset, epoch LIMIT :limit
 """)
+
+_LAST_RECORD = text("SELECT max(last_record_at) FROM log_segment WHERE stream_id = :stream")
 
 _REMOVE = text("""
     WITH old AS (
@@ -127,15 +138,53 @@ def trim(connection: Connection, policy: Policy, *, limit: int = 100) -> Removed
         keep = policy.keep.get(row.stream.topic)
         if keep is None:
             continue
-        values = {"stream": row.stream_id, "keep": keep, "open_from": since, "none": 0}
         bound = min(
-            connection.scalar(_FIRST_KEPT, values) or 0,
+            _first_kept(connection, row.stream_id, keep, since),
             row.next_offset - policy.duplicate_window,
             _learnt(row.stream.topic, row.stream_id, cursor, anybody=bool(cursor)),
         )
         gone = connection.execute(_REMOVE, {"stream": row.stream_id, "bound": bound, "limit": limit}).one()
         removed = Removed(segments=removed.segments + gone.segments, events=removed.events + gone.events)
     return removed
+
+
+def _first_kept(connection: Connection, stream_id: int, keep: timedelta, open_from: datetime | None) -> int:
+    """Offset of the first segment that must stay; 0: all of them.
+
+    :param open_from: segments with an event of this time or a later one stay.
+    """
+    newest = log.newest(connection, [stream_id], "record_at")
+    if newest is None:
+        return 0
+    young, ahead = newest - min(keep, newest - _EARLIEST), _ahead(connection, stream_id, newest)
+    values = {"stream": stream_id, "ahead": ahead, "young": young, "open_from": open_from, "limit": SEGMENTS}
+    after = -1
+    while found := connection.execute(_KEPT, {**values, "after": after}).all():
+        for row in found:
+            if not row.doubtful or (row.rows is not None and _stay(log.decode_rows(row.rows), ahead, young, open_from)):
+                return int(row.first_offset)
+        after = found[-1].first_offset
+    return 0
+
+
+def _ahead(connection: Connection, stream_id: int, newest: datetime) -> datetime:
+    """Records of a stream after this time say nothing of how old their segments are.
+
+    A stream may stand in the past while that is brought in behind the present: what many rows say is not ahead.
+    """
+    last = connection.scalar(_LAST_RECORD, {"stream": stream_id})
+    if last is not None and last - newest > AHEAD:
+        newest = max(newest, log.highest(connection, stream_id) or newest)
+    return min(newest, _LATEST - AHEAD) + AHEAD
+
+
+def _stay(rows: pa.Table, ahead: datetime, young: datetime, open_from: datetime | None) -> bool:
+    """Whether a segment must stay for one of its rows that are not ahead."""
+    rows = rows.filter(pc.less_equal(rows["record_at"], ahead))
+    kept = pc.greater_equal(rows["record_at"], young)
+    if open_from is not None and "at" in rows.column_names:
+        kept = pc.or_(kept, pc.greater_equal(rows["at"], open_from))
+    return bool(pc.any(kept).as_py())
 
 
 def _learnt(topic: str, stream_id: int, cursor: Cursor, *, anybody: bool) -> int:

@@ -3,7 +3,8 @@
 A history is a user's newest events before a time that some row or label names. So a sealed row of a sequence may
 go when all of this is true of it:
 
-- its events are older than their topics' age, counted in event time behind the topic's newest event;
+- its events are older than their topics' age, counted in event time behind the topic's newest event, those far ahead
+  of their streams apart (`contracts.clocks`);
 - the log of its events is gone already: no learner and no repetition reads them as rows, no repeated record is
   recognised by them, and `verify` misses nothing;
 - every event that the log still holds, and every open label, speaks of a later time: those are the times at
@@ -24,7 +25,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from storage import log, retention, sealing, suppression
+from storage import log, offsets, retention, sealing, suppression
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +62,6 @@ class Overtaken(RuntimeError):
 
 _NEEDED_FROM = text("""
     SELECT min(first_event_at) FROM log_segment g JOIN stream_offset USING (stream_id) WHERE topic LIKE 'events.%'
-""")
-
-# Of each stream whose topic has an age: events before this time, at offsets below this one.
-_BOUNDS = text("""
-    SELECT s.stream_id, s.log_begins, k.topic, n.newest - k.age AS before
-    FROM unnest(CAST(:topics AS text[]), CAST(:ages AS interval[])) AS k(topic, age)
-    JOIN stream_offset s USING (topic)
-    CROSS JOIN LATERAL (
-        SELECT max(g.last_event_at) AS newest
-        FROM log_segment g JOIN stream_offset t ON t.stream_id = g.stream_id WHERE t.topic = k.topic
-    ) AS n
-    WHERE n.newest IS NOT NULL
 """)
 
 _OLD = """
@@ -160,10 +149,16 @@ def _needed_from(connection: Connection) -> int | None:
 
 
 def _bounds(connection: Connection, policy: SequencePolicy) -> dict[str, list[int]]:
-    values = {"topics": list(policy.keep), "ages": list(policy.keep.values())}
-    rows = connection.execute(_BOUNDS, values).all()
+    """Of each stream whose topic has an age: events before this time, at offsets below this one."""
+    begins, found = offsets.log_begins(connection), list[tuple[int, int, int]]()
+    for topic, age in policy.keep.items():
+        streams = [row.stream_id for row in offsets.streams(connection) if row.stream.topic == topic]
+        newest = log.newest(connection, streams, "at")
+        if newest is not None:
+            before = log.microseconds_of(newest) - age // timedelta(microseconds=1)
+            found += [(stream, before, begins[stream]) for stream in streams]
     return {
-        "streams": [row.stream_id for row in rows],
-        "befores": [log.microseconds_of(row.before) for row in rows],
-        "begins": [row.log_begins for row in rows],
+        "streams": [stream for stream, _, _ in found],
+        "befores": [before for _, before, _ in found],
+        "begins": [begin for _, _, begin in found],
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+import numpy as np
 from msgspec import Struct
 
+from contracts.clocks import newest_good
 from contracts.records import DriftAlarm, DriftWindow
 from runtime.kafka import Stream
 from streams.detectors import BUDGET, Change
@@ -52,7 +54,7 @@ def raised(
     shares: tuple[Mapping[str, int], Mapping[str, int]],
 ) -> DriftAlarm:
     """The record. The same inputs give the same bytes."""
-    newest = after[-1]
+    newest, latest = after[-1], _latest([*before, *after])
     return DriftAlarm(
         id=f"{stream.topic_id}/{subject}/{series}/{change.detector}/{newest.last_step}",
         source=subject.source,
@@ -61,9 +63,9 @@ def raised(
         series=series,
         detector=change.detector,
         step=newest.last_step,
-        raised_at=_time(newest.last_at),
-        before=_window(before, stream.partition, change.before),
-        after=_window(after, stream.partition, change.after),
+        raised_at=_time(min(newest.last_at, latest)),
+        before=_window(before, stream.partition, change.before, latest),
+        after=_window(after, stream.partition, change.after, latest),
         z=round(change.z, 3),
         budget=BUDGET,
         shifts=shifts(*shares),
@@ -80,7 +82,14 @@ def shifts(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, tup
     return {name: (round(moved[name][0], 4), round(moved[name][1], 4)) for name in largest[:SHIFTS]}
 
 
-def _window(blocks: Sequence[Block], partition: int, mean: float) -> DriftWindow:
+def _latest(blocks: Sequence[Block]) -> float:
+    """Event time of the newest of them, unix seconds; one with a record of 2100 is passed over."""
+    times = np.array([round(block.last_at * 1e6) for block in blocks], np.int64)
+    good = newest_good(times)
+    return max(block.last_at for block, time in zip(blocks, times, strict=True) if good is None or time <= good)
+
+
+def _window(blocks: Sequence[Block], partition: int, mean: float, latest: float) -> DriftWindow:
     first, last = blocks[0], blocks[-1]
     return DriftWindow(
         partition=partition,
@@ -89,7 +98,7 @@ def _window(blocks: Sequence[Block], partition: int, mean: float) -> DriftWindow
         first_step=first.first_step,
         last_step=last.last_step,
         first_event_at=_time(min(block.first_at for block in blocks)),
-        last_event_at=_time(max(block.last_at for block in blocks)),
+        last_event_at=_time(min(latest, max(block.last_at for block in blocks))),
         rows=sum(block.rows for block in blocks),
         mean=round(mean, 6),
     )

@@ -15,7 +15,7 @@ import structlog
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from contracts.clocks import ROWS
+from contracts.clocks import ROWS, far, newest_good
 from contracts.codec import MAX_RECORD_MS
 from contracts.records import Item, Label
 from runtime.failpoints import failpoint
@@ -25,7 +25,6 @@ from storage.suppression import Suppression
 from storage.vocabulary import Space, Vocabulary
 from streams.accept import Intake
 from streams.duplicates import DuplicateFilter, repeats
-from streams.far import far, newest_good
 from streams.origins import Believed, Replays
 from streams.vanished import Look, Vanished
 

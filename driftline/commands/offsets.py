@@ -20,6 +20,7 @@ from runtime.lifecycle import Transient
 from storage import offsets as stored
 from storage import overview
 from storage.offsets import Fenced, StreamRow
+from storage.overview import Far
 from streams.positions import Range
 
 offsets = typer.Typer(help="How far each stream has been read.", no_args_is_help=True)
@@ -66,12 +67,16 @@ def show(
     )
     for row in rows:
         if (found := far.get(row.stream_id)) is not None:
-            last = ", ".join(map(str, found.offsets))
-            more = "the last ones " if found.records > len(found.offsets) else ""
-            note(
-                f"{row.stream.topic}[{row.stream.partition}]: {found.records:,} records lie more than a day ahead of "
-                f"those before them, {more}at {last}: look at their producer's clock"
-            )
+            note(f"{row.stream.topic}[{row.stream.partition}]: {_told(found)}; look at their producer's clock")
+
+
+def _told(far: Far) -> str:
+    """Records ahead of their stream, in words."""
+    what = "1 record lies" if far.records == 1 else f"{far.records:,} records lie"
+    those = "it" if far.records == 1 else "them"
+    where = "at offset " if far.records == 1 else "at offsets "
+    more = "the last ones " if far.records > len(far.offsets) else ""
+    return f"{what} more than a day ahead of those before {those}, {more}{where}{', '.join(map(str, far.offsets))}"
 
 
 def adopt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,76 @@ def test_records_of_2012_are_no_older_than_others(database: str, owner: MakeOwne
         one.write({(topics.USER, 0): [old]})
     assert trim(engine, 1).segments == 0
     taken(database)
+
+
+# -- records of 2100 and of 1970 --
+
+PER_DAY = 20
+FAR_MS = 4_102_444_800_000
+"""The year 2100."""
+
+
+def write_far(one: Owner, days: dict[int, int], *, alone: bool = False) -> None:
+    """A segment a day, twenty records in each, for ten days; on some days one record more, of the time given."""
+    for day in range(10):
+        times = [START_MS + day * DAY_MS + n * 60_000 for n in range(PER_DAY)]
+        parts = [times[:7], [days[day]], times[7:]] if day in days else [times]
+        for part in parts if alone else [list(chain(*parts))]:
+            first = one.claims[topics.USER, 0].next_offset
+            made = [
+                message(topics.USER, first + n, event(f"d{first + n}", at=(ms - START_MS) / 1000), at_ms=ms)
+                for n, ms in enumerate(part)
+            ]
+            one.write({(topics.USER, 0): made})
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["among others", "a segment of its own"])
+@pytest.mark.parametrize("day", [0, 4, 9])
+@pytest.mark.parametrize("record_ms", [FAR_MS, 0], ids=["2100", "1970"])
+def test_one_false_record_makes_no_others_old_and_keeps_none(
+    database: str, owner: MakeOwner, engine: Engine, day: int, record_ms: int, alone: bool
+) -> None:
+    write_far(owner(), {day: record_ms}, alone=alone)
+    while trim(engine, 3).segments:
+        pass
+    first_kept = 6 * PER_DAY + (day < 6)
+    assert begins(database) == [(first_kept, first_kept)]
+
+
+def test_what_lies_ahead_of_its_stream_keeps_no_log_for_the_sake_of_an_open_label(
+    database: str, owner: MakeOwner, engine: Engine, take: Take
+) -> None:
+    one = owner((topics.USER, 0), (topics.LABELS, 0))
+    write_far(one, {2: FAR_MS})
+    one.write({(topics.LABELS, 0): [message(topics.LABELS, 0, label("l1", at=5 * 86400), at_ms=START_MS + 9 * DAY_MS)]})
+    take("s0", 1, cursor={1: 201})
+    take("s1", 2, parent="s0", cursor={1: 201})
+    query(database, "DELETE FROM snapshot WHERE id = 's0'")
+    trim(engine, 1)
+    assert begins(database) == [(5 * PER_DAY + 1, 5 * PER_DAY + 1)]
+
+
+def test_the_present_ahead_of_the_past_stays_while_the_past_comes_in(
+    database: str, owner: MakeOwner, engine: Engine
+) -> None:
+    """The README's order: today's records first, then years of them from a file. Both are true."""
+    one = owner()
+    today = [message(topics.USER, n, event(f"t{n}"), at_ms=START_MS + n) for n in range(40)]
+    one.write({(topics.USER, 0): today})
+    for day in range(20):
+        first, at_ms = one.claims[topics.USER, 0].next_offset, START_MS - (900 - 10 * day) * DAY_MS
+        made = [message(topics.USER, first + n, event(f"p{first + n}", at=at_ms / 1000 - START_MS / 1000), at_ms=at_ms)
+                for n in range(20)]  # fmt: skip
+        one.write({(topics.USER, 0): made})
+    assert trim(engine, 30).segments == 0
+
+
+def test_a_log_that_ends_in_9999_is_trimmed_like_any_other(database: str, owner: MakeOwner, engine: Engine) -> None:
+    one, last_ms = owner(), 253_402_300_799_999
+    for n in range(3):
+        at_ms = last_ms - (2 - n) * DAY_MS
+        made = [message(topics.USER, 5 * n + i, event(f"e{n}-{i}", at=(at_ms - START_MS) / 1000), at_ms=at_ms)
+                for i in range(5)]  # fmt: skip
+        one.write({(topics.USER, 0): made})
+    assert trim(engine, 1.5).segments == 1
+    assert trim(engine, 10**6).segments == 0

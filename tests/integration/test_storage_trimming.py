@@ -162,3 +162,20 @@ def test_what_is_told_of_a_user_goes_with_the_user(database: str, owner: MakeOwn
     trim(engine)
     erasure.erase(engine, ["ann"])
     assert query(database, "SELECT count(*) FROM trimmed_sequence") == [(0,)]
+
+
+def test_one_event_of_2100_makes_no_others_old(database: str, owner: MakeOwner, engine: Engine) -> None:
+    """In a partition of its own or among others: no state goes for it that would not have gone."""
+    one, far_ms = owner((topics.USER, 0), (topics.USER, 1)), 4_102_444_800_000
+    write_days(one, range(DAYS))
+    far = event("far", "zoe", (far_ms - START_MS) / 1000)
+    one.write({(topics.USER, 1): [message(topics.USER, 0, far, at_ms=far_ms)]})
+    first = one.claims[topics.USER, 0].next_offset
+    far = event("far-0", "zoe", (far_ms - START_MS) / 1000)
+    one.write({(topics.USER, 0): [message(topics.USER, first, far, at_ms=far_ms)]})
+    write_days(one, range(DAYS, DAYS + 1))
+    seal(engine)
+    trim_log(engine, 3)
+    assert trim(engine, 99) == Trimmed(), "nothing is 99 days old"
+    assert trim(engine, 3).events == 16
+    assert left(database, "zoe") == 2

@@ -29,6 +29,15 @@ _TWO_STATEMENTS = """        keys = "s.user_id, s.stream_id, s.first_offset, s.e
 
 INGEST_RULES: tuple[Rule, ...] = (
     Rule(
+        number=6,
+        says="which records are far ahead is judged by the log: a new owner goes on where the one before was",
+        tests=(
+            f"{_I}test_ingest_far.py::test_far_records_are_the_same_however_they_come_in_and_whoever_takes_them_over",
+        ),
+        file="streams/commit.py",
+        off=(('last = log.last_times(self._connection, claim.stream_id, "record_at")', "last = list[int]()"),),
+    ),
+    Rule(
         number=1,
         says="a batch commits only under the newest epoch",
         tests=(f"{_FENCING}test_an_owner_of_an_older_epoch_commits_nothing",),

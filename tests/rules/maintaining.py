@@ -9,11 +9,41 @@ _DUPLICATES = f"{_I}test_ingest_duplicates.py::"
 _PROCESSES = f"{_I}test_ingest_processes.py::"
 _SEALING = f"{_I}test_storage_sealing.py::"
 _RETENTION = f"{_I}test_storage_retention.py::"
+_TRIMMING = f"{_I}test_storage_trimming.py::"
+_CLOCKS = "tests/unit/contracts/test_clocks.py::"
 _ERASURE = f"{_I}test_erasure.py::"
 _SHARED = "            suppression.share(self._connection)\n"
 _LOOKED = "            self._meet_erased(suppression.current(self._connection, self._suppressed))\n"
 
 MAINTENANCE_RULES: tuple[Rule, ...] = (
+    Rule(
+        number=12,
+        says="age is counted behind the newest good time of a stream, not behind its largest",
+        tests=(
+            f"{_RETENTION}test_one_false_record_makes_no_others_old_and_keeps_none",
+            f"{_TRIMMING}test_one_event_of_2100_makes_no_others_old",
+            f"{_CLOCKS}test_no_sixteen_false_times_ahead_and_eight_behind_move_a_stream",
+        ),
+        file="contracts/clocks.py",
+        off=(("return int(last[~_is_far(last[None, :], last)].max())", "return int(last.max())"),),
+    ),
+    Rule(
+        number=12,
+        says="and a record ahead of its stream keeps no segment",
+        tests=(
+            f"{_RETENTION}test_one_false_record_makes_no_others_old_and_keeps_none",
+            f"{_RETENTION}test_what_lies_ahead_of_its_stream_keeps_no_log_for_the_sake_of_an_open_label",
+        ),
+        file="storage/retention.py",
+        off=(("if not row.doubtful or (", "if True or ("),),
+    ),
+    Rule(
+        number=12,
+        says="unless many records of the log say so: a present ahead of the past that is brought in stays",
+        tests=(f"{_RETENTION}test_the_present_ahead_of_the_past_stays_while_the_past_comes_in",),
+        file="storage/retention.py",
+        off=(("log.highest(connection, stream_id) or newest", "newest"),),
+    ),
     Rule(
         number=10,
         says="a running `ingest` goes on after an erasure, with what is true now",
@@ -133,8 +163,8 @@ MAINTENANCE_RULES: tuple[Rule, ...] = (
         file="storage/retention.py",
         off=(
             (
-                "           OR last_event_at >= CAST(:open_from AS timestamptz))",
-                "           OR (false AND CAST(:open_from AS timestamptz) IS NULL))",
+                "OR last_event_at >= CAST(:open_from AS timestamptz))",
+                "OR (false AND CAST(:open_from AS timestamptz) IS NULL))",
             ),
         ),
     ),

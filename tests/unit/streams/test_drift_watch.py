@@ -103,6 +103,19 @@ def test_a_planted_change_is_told_with_its_window_and_offsets() -> None:
     assert alarm.before.rows + alarm.after.rows == ROWS * (alarm.step + 1)
 
 
+def test_one_event_of_2100_dates_no_alarm() -> None:
+    """Nor the windows it names: they would stand above all others in `driftline alarms` for 74 years."""
+    [alarm] = Process().take_all(STEPS).alarms
+    false = {alarm.step - 40, alarm.step - 200, alarm.step}
+    far = datetime(2100, 1, 1, tzinfo=UTC)
+    given = [(at, msgspec.structs.replace(one, last_event_at=far) if one.step in false else one) for at, one in STEPS]
+    [again] = Process().take_all(given).alarms
+    assert again.id == alarm.id
+    for told, true in ((again.raised_at, alarm.raised_at), (again.after.last_event_at, alarm.after.last_event_at)):
+        assert true - timedelta(minutes=2 * STEPS_A_BLOCK) <= told <= true
+    assert again.before.last_event_at <= alarm.after.last_event_at
+
+
 def test_a_stream_without_a_change_raises_nothing() -> None:
     assert Process().take_all(at_offsets(changed(10**9, 3000))).alarms == []
 
