@@ -83,4 +83,5 @@ def _is_far(windows: Ints, times: Ints) -> NDArray[np.bool_]:
         return np.zeros(len(times), bool)
     ordered = np.sort(windows, axis=1)
     median, quartile = ordered[:, (rows - 1) // 2], ordered[:, (rows - 1) // 4]
-    return times - median > np.maximum(DAY_US, 4 * (median - quartile))
+    is_far: NDArray[np.bool_] = times - median > np.maximum(DAY_US, 4 * (median - quartile))
+    return is_far

@@ -484,8 +484,8 @@ def test_what_follows_in_the_log_is_looked_at_before_a_row_is_taken(connection: 
     """Segments are as long as batches were: where they end says nothing."""
     with undone(connection):
         scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2], PLACES[3]))
-        for row in (FAR, 3, 4, 5):
-            write(scribe, PLACES[2], [(0, row)])
+        for time in (FAR, 3, 4, 5):
+            write(scribe, PLACES[2], [(0, time)])
         write(scribe, PLACES[3], [(0, n) for n in (1, 2, 6, 7)])
         merge = Merge({})
         found = [row.record_at for _ in range(8) if (row := take(merge, connection)) is not None]
