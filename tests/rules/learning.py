@@ -30,7 +30,7 @@ LEARNING_RULES: tuple[Rule, ...] = (
         number=13,
         says="a row counts as no later than what follows it in its stream: q33",
         tests=(
-            f"{_LOOKAHEAD}test_effective_times_are_those_of_the_definition",
+            f"{_LOOKAHEAD}test_effective_times_of_long_streams_are_those_of_the_definition",
             f"{_MERGE}test_one_far_head_blocks_nobody",
         ),
         file="streams/lookahead.py",
