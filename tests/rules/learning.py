@@ -59,18 +59,6 @@ LEARNING_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         number=13,
-        says="and is read from the log before the row is taken, so the cursor is the whole state",
-        tests=(f"{_MERGE}test_the_order_is_the_cursor_s",),
-        file="streams/merge.py",
-        off=(
-            (
-                "if self._loaded_to < min(self.watermark, self._limit):\n            return True",
-                "if False:\n            return True",
-            ),
-        ),
-    ),
-    Rule(
-        number=13,
         says="a bounded run waits until it is there, or the recorded end",
         tests=(f"{_MERGE}test_a_bounded_run_gives_one_order_at_whatever_pace_ingest_brings_it",),
         file="streams/merge.py",
