@@ -57,7 +57,9 @@ def measure(scope: Scope, limit: int) -> dict[str, Any]:
     train = scope.told("train", "--learner", "risk", "--once")
     wall = time.monotonic() - started
     with psycopg.connect(scope.database) as connection:
-        rows = connection.execute("SELECT at, risks, value FROM prediction WHERE value IS NOT NULL").fetchall()
+        rows = connection.execute(
+            "SELECT at, risks, coalesce(corrected_value, value) FROM prediction WHERE value IS NOT NULL"
+        ).fetchall()
     first = min(at for at, _, _ in rows)
     taught = np.array([at >= first + UNTAUGHT for at, _, _ in rows])
     risks, y = np.array([risk for _, risk, _ in rows]), np.array([value for *_, value in rows])

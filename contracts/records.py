@@ -141,7 +141,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     Delivered at least once: a repeated step repeats its id (learner, branch, step).
     """
 
-    schema: Schema = "1.1"
+    schema: Schema = "1.2"
     learner: Name
     branch: int
     step: int
@@ -163,6 +163,9 @@ class Progress(Struct, frozen=True, kw_only=True):
     """Probability that the learner gave the type it held most probable; None = it names no types."""
     prompts: dict[str, int] = {}
     """"layer.prompt" -> rows that retrieved it; empty for a learner without prompts."""
+    idle: list[str] = []
+    """Streams ("labels[0]") that had been read to the broker's end when silences ended with this step: nothing was
+    waited for there. Since 1.2."""
 
 
 class DriftWindow(Struct, frozen=True, kw_only=True):

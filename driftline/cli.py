@@ -19,6 +19,7 @@ from driftline.commands import (
     erase,
     example,
     export,
+    labels,
     letters,
     offsets,
     processes,
@@ -53,8 +54,8 @@ app = typer.Typer(
     epilog=example("driftline up", "driftline simulate && driftline status"),
 )
 PARTS = (
-    up, processes, export, setup, sources, reading, offsets, letters, alarms, snapshots, bundle, rebuild, verify, erase,
-    retire,
+    up, processes, export, setup, sources, reading, offsets, letters, labels, alarms, snapshots, bundle, rebuild,
+    verify, erase, retire,
 )  # fmt: skip
 for part in PARTS:
     part.add_to(app)

@@ -160,6 +160,16 @@ class Target:
     """[B] whether the item stands in the history the row may see."""
     y: Floats | None = None
     """[B] outcomes, 0 to 1; None for events and ticks."""
+    supersedes: Floats | None = None
+    """[B] where the row corrects an outcome that was learnt before, what that was; NaN elsewhere. Counts move the case
+    from one to the other; what follows a gradient takes the row as it is. None as a whole: nothing is corrected."""
+    superseded_at: Ints | None = None
+    """[B] microseconds; when the outcome that is corrected had become known; 0 elsewhere."""
+
+
+def superseded(target: Target) -> Floats:
+    """[B] outcomes that the rows correct; NaN where they correct none."""
+    return np.full(len(target.at), np.nan) if target.supersedes is None else target.supersedes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import torch
 
 from learners.baselines.measures import log_loss
 from learners.baselines.parties import Parties
-from learners.batch import Batch, Context, Floats, Query, Target
+from learners.batch import Batch, Context, Floats, Query, Target, superseded
 from learners.coding import below, prefixed
 from learners.protocol import ForeignState, Learner, Losses, Needs, Prediction, Report, State
 from learners.ranking.candidates import Ranking
@@ -139,16 +139,26 @@ class Cohort:
     def mature(self, batch: Batch, risks: Floats) -> CohortReport:
         """Outcomes that became known: predictions as issued are scored, those of today beside them, then learnt.
 
+        A correction adds to "risk_corrected" by how much its prediction is worse (or better) than it was scored, with
+        no row of its own: so the sum of both series is what it had been with the label in time.
+
         :param batch: each subject with its context and features as they were when it was handled.
         :param risks: [B, A] as issued, by arm.
         """
         assert batch.target.y is not None
         report = self._take(batch, None)
-        issued = log_loss(risks, batch.target.y[:, None]).sum(axis=0)  # [A]
+        issued = log_loss(risks, batch.target.y[:, None])  # [B, A]
+        before = superseded(batch.target)
+        fresh = np.isnan(before)
+        counted = issued[fresh].sum(axis=0).tolist()  # [A]
         headline = {
-            arm: {"risk": Tally(sum=total, count=len(batch))}
-            for arm, total in zip(self.arms, issued.tolist(), strict=True)
+            arm: {"risk": Tally(sum=total, count=int(fresh.sum()))}
+            for arm, total in zip(self.arms, counted, strict=True)
         }
+        if not fresh.all():
+            more = (issued[~fresh] - log_loss(risks[~fresh], before[~fresh, None])).sum(axis=0).tolist()  # [A]
+            corrected = {arm: {"risk_corrected": Tally(sum=total)} for arm, total in zip(self.arms, more, strict=True)}
+            headline = {arm: added(found, corrected[arm]) for arm, found in headline.items()}
         losses = {arm: added(headline[arm], found) for arm, found in report.losses.items()}
         return replace(report, losses=losses, issued=None)
 

@@ -285,6 +285,29 @@ def topic_ids(config: KafkaConfig, topics: Sequence[str], *, client: AdminClient
     return {config.logical(name): str(topic.topic_id) for name, topic in found.items()}
 
 
+def latest_offsets(
+    config: KafkaConfig, topics: Sequence[str], *, client: AdminClient, timeout_s: float
+) -> dict[tuple[str, str, int], int]:
+    """(topic id, logical topic, partition) -> the offset after the last record there now, open transactions included:
+    two requests, for whoever must ask often. Believe it only where `trusts_high_watermark`.
+
+    :raises TopicMissing, BrokerAway, BrokerRefused: as `describe`.
+    """
+    found = _described(config, client, [config.physical(topic) for topic in topics], timeout_s)
+    asked = {TopicPartition(name, n): _LATEST for name, topic in found.items() for n in range(len(topic.partitions))}
+    ends = {}
+    for partition, answer in client.list_offsets(asked, request_timeout=timeout_s).items():
+        try:
+            offset = answer.result().offset
+        except KafkaException as error:
+            raise _trouble(
+                error, config, f"asking where {partition.topic}/{partition.partition} ends", client
+            ) from error
+        topic_id = str(found[partition.topic].topic_id)
+        ends[topic_id, config.logical(partition.topic), partition.partition] = offset
+    return ends
+
+
 def low_high(
     consumer: Consumer, physical_topic: str, partition: int, *, timeout_s: float = TIMEOUT_S
 ) -> tuple[int, int]:

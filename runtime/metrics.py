@@ -236,9 +236,29 @@ def late_rows(learner: str) -> None:
 
 
 @_counter("driftline_train_labels_total")
-def train_labels(learner: str, outcome: Literal["learnt", "waiting", "passed_over"]) -> None:
-    """Labels: learnt; waiting, since their subject was not handled yet (they count again when learnt); passed over,
-    since they are of another task, of no event, or of one whose outcome was learnt already or cannot be read."""
+def train_labels(
+    learner: str,
+    outcome: Literal[
+        "learnt",
+        "corrected",
+        "confirmed_silence",
+        "after_horizon",
+        "repeated",
+        "contradicting",
+        "too_late",
+        "context_gone",
+        "subject_skipped",
+        "other_task",
+        "no_subject",
+    ],
+) -> None:
+    """Labels by what came of them, each once (docs/learning.md); those that still wait are a gauge."""
+
+
+@_gauge("driftline_train_waiting_rows")
+def waiting_labels(learner: str, age: Literal["day", "week", "month", "older"]) -> None:
+    """Labels whose subject was not handled yet, by how far the task's payments have gone on since they became known:
+    at most so far; as of the newest snapshot."""
 
 
 @_counter("driftline_train_ticks_total")
@@ -249,6 +269,23 @@ def train_ticks(learner: str) -> None:
 @_gauge("driftline_train_open_rows")
 def open_subjects(learner: str) -> None:
     """Events whose outcome was predicted and is not known yet, as of the newest snapshot."""
+
+
+@_gauge("driftline_train_unlabelled_rows")
+def unlabelled_rows(learner: str) -> None:
+    """Events that wait for an outcome while silences are due and count for nothing, because no label of the task was
+    ever read; 0 once one was, or `driftline labels assume-complete` said that there may be none."""
+
+
+@_gauge("driftline_train_label_age_seconds")
+def label_age(learner: str) -> None:
+    """How far the task's payments have gone on, in event time, since the newest outcomes that were read became
+    known."""
+
+
+@_gauge("driftline_train_horizon_seconds")
+def train_horizon(learner: str) -> None:
+    """Event time after which silence counts as an outcome."""
 
 
 @_gauge("driftline_train_loss")

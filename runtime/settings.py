@@ -146,6 +146,11 @@ class TrainSettings(_Group):
         description="days of event time after which silence counts as a negative label, by task, as JSON: "
         '{"fraud": 30}; for tasks not named silence says nothing',
     )
+    correction_days: Annotated[float, Field(gt=0)] = Field(
+        default=180.0,
+        description="days of event time behind which a silence is corrected no more by a label that comes after it; "
+        "`maintain` keeps what a correction needs for so long (chargebacks take 120 days)",
+    )
     clock_resolution_s: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="seconds: width of the tick of the producers' clocks; gaps are known only up to it"
     )

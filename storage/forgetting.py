@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sqlalchemy import Connection, text
 
 from contracts import topics
-from storage import log, predictions, sealing, signatures, suppression, trimming
+from storage import labels, log, predictions, sealing, signatures, suppression, trimming
 from storage.dead_letters import ERASED_DETAIL
 
 _NAMING_TOPICS = (topics.USER, topics.PAYMENT, topics.RELATIONAL, topics.LABELS)
@@ -143,6 +143,7 @@ def from_segment(connection: Connection, place: Place, users: Sequence[str]) -> 
     connection.execute(_PUT_BACK, {**key, **values, "first_event_at": bounds["min"], "last_event_at": bounds["max"]})
     gone = rows["offset"].to_numpy()[named]
     predictions.erase_events(connection, place.stream_id, gone.tolist())
+    labels.erase_events(connection, place.stream_id, gone.tolist())
     _mark_touched(connection, place.stream_id, int(gone[0]))
     return len(gone)
 
@@ -232,6 +233,7 @@ def strings(connection: Connection, users: Sequence[int], payees: Sequence[int])
     ids = [*users, *payees]
     connection.execute(_DELETE_STRINGS, {"ids": ids})
     signatures.erase(connection, ids)
+    labels.erase_users(connection, ids)
     predictions.erase_users(connection, ids)
     if trimming.erase(connection, ids) or payees:
         connection.execute(_UNTOLD)

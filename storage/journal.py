@@ -49,6 +49,10 @@ class Step:
     """Predictions whose silence counts as an outcome from this step on."""
     cursor: Cursor | None = None
     """Where the step starts; kept for learners of outcomes alone."""
+    task_clock: datetime | None = None
+    """Event time that the streams of payments had reached before the step; likewise."""
+    drained: tuple[int, ...] = ()
+    """Streams that had been read to the broker's end when it was decided whose silence ends with the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +104,17 @@ _MOVE = text("""
 """)
 
 _INSERT = text("""
-    INSERT INTO journal (learner, branch, step, epoch, rows, front, idle, late, snapshot, actions, ticks, cursor)
-    VALUES (:learner, :branch, :step, :epoch, :rows, :front, :idle, :late, :snapshot, :actions, :ticks, :cursor)
+    INSERT INTO journal (learner, branch, step, epoch, rows, front, idle, late, snapshot, actions, ticks, cursor,
+                         task_clock, drained)
+    VALUES (:learner, :branch, :step, :epoch, :rows, :front, :idle, :late, :snapshot, :actions, :ticks, :cursor,
+            :task_clock, :drained)
 """).bindparams(
     *(bindparam(name, type_=JSONB) for name in ("rows", "actions", "ticks")),
     bindparam("cursor", type_=JSONB(none_as_null=True)),
 )
 
 _SELECT = text("""
-    SELECT step, rows, front, idle, late, snapshot, actions, ticks, cursor,
+    SELECT step, rows, front, idle, late, snapshot, actions, ticks, cursor, task_clock, drained,
            (SELECT array_agg(user_hash) FROM learner_action a
             WHERE a.learner = j.learner AND a.branch = j.branch AND a.step = j.step) AS erased,
            EXISTS (SELECT FROM learner_action a
@@ -158,6 +164,8 @@ def append(connection: Connection, seat: Seat, step: Step) -> None:
         "actions": list(step.actions),
         "ticks": [list(tick) for tick in step.ticks],
         "cursor": None if step.cursor is None else {str(stream): offset for stream, offset in step.cursor.items()},
+        "task_clock": step.task_clock,
+        "drained": list(step.drained),
     }
     connection.execute(_INSERT, values)
 
@@ -200,6 +208,8 @@ def steps(
                 thinned=row.thinned,
                 ticks=tuple((tick[0], tick[1]) for tick in row.ticks),
                 cursor=None if row.cursor is None else _cursor(row.cursor),
+                task_clock=row.task_clock,
+                drained=tuple(row.drained),
             )
         if len(found) < page:
             return

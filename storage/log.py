@@ -7,7 +7,7 @@ and never a count, since transaction markers, aborted and compacted records take
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -149,6 +149,11 @@ _COVERING = text("""
 """)
 
 _START = text("SELECT min(first_offset) FROM log_segment WHERE stream_id = :stream_id")
+_BACKWARDS = text("""
+    SELECT DISTINCT ON (first_offset) first_offset, rows FROM log_segment
+    WHERE stream_id = :stream_id AND first_offset < :offset AND rows IS NOT NULL
+    ORDER BY first_offset DESC, epoch LIMIT :limit
+""")
 
 _STARTS = text("SELECT stream_id, min(first_offset) AS first FROM log_segment GROUP BY stream_id")
 
@@ -256,6 +261,58 @@ def highest(connection: Connection, stream_id: int) -> datetime | None:
     times = [decode_rows(row.rows)["record_at"].cast(pa.int64()).to_numpy() for row in segments]
     at = clocks.newest([np.sort(np.concatenate(times)).tolist()]) if times else None
     return None if at is None else time_of(at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newest:
+    """The newest accepted rows of a stream below an offset."""
+
+    times: list[int]
+    """Their event times (of labels: when the outcome became known), microseconds since 1970, in log order."""
+    first_segment: int | None
+    """Where the segment begins that holds the oldest of them; None: there are none."""
+
+
+def newest_below(
+    connection: Connection,
+    stream_id: int,
+    offset: int,
+    *,
+    count: int,
+    task: str | None = None,
+    erased: Container[str] = frozenset(),
+) -> Newest:
+    """At most `count` of the rows below `offset`, read backwards from there.
+
+    :param task: of a stream of labels: only this task's rows. :param erased: users whose rows are not there.
+    """
+    found: list[int] = []
+    first: int | None = None
+    while len(found) < count:
+        page = connection.execute(_BACKWARDS, {"stream_id": stream_id, "offset": offset, "limit": _PAGE}).all()
+        for row in page:
+            some = _times_below(decode_rows(row.rows), offset, task, erased)
+            if some:
+                found, first = some[-(count - len(found)) :] + found, row.first_offset
+            if len(found) == count:
+                break
+        if len(page) < _PAGE:
+            break
+        offset = page[-1].first_offset
+    return Newest(times=found, first_segment=first)
+
+
+_PAGE = 4
+"""Segments read at a time on the way backwards."""
+
+
+def _times_below(rows: pa.Table, offset: int, task: str | None, erased: Container[str]) -> list[int]:
+    rows = rows.filter(pc.less(rows["offset"], offset))
+    if task is not None:
+        rows = rows.filter(pc.equal(rows["task"], task))
+    others = rows["other"].to_pylist() if "other" in rows.column_names else [None] * rows.num_rows
+    named = zip(rows["at"].cast(pa.int64()).to_pylist(), rows["user"].to_pylist(), others, strict=True)
+    return [at for at, user, other in named if user not in erased and other not in erased]
 
 
 def starts(connection: Connection) -> Cursor:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, text
 
+from storage import labels, predictions
+from storage.labels import Resolution
 from storage.offsets import StreamRow
 
 
@@ -63,6 +66,22 @@ class LearnerRow:
     snapshot_age_s: float | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutcomesRow:
+    """What came of the labels that a learner of outcomes has read."""
+
+    learner: str
+    task: str
+    labels: dict[str, int]
+    """Resolution, or "waiting" -> how many."""
+    open: int
+    """Payments without an outcome."""
+    unlabelled: bool
+    """No label of the task was ever read, and nobody said that there may be none: silence counts for nothing."""
+    idle: tuple[str, ...]
+    """Streams that had been read to the broker's end when silences ended last."""
+
+
 _OWNERS = text("""
     SELECT s.stream_id, a.pid, a.application_name AS application, host(a.client_addr) AS address,
            a.backend_start AS since
@@ -99,6 +118,20 @@ _LEARNERS = text("""
     ORDER BY l.name
 """)
 
+_OF_OUTCOMES = text("""
+    SELECT l.name AS learner, l.branch, l.config -> 'options' ->> 'task' AS task,
+           l.config ? 'horizon_us' AS silences_count,
+           (SELECT array_agg(s.topic || '[' || s.partition || ']' ORDER BY s.topic, s.partition)
+            FROM stream_offset s WHERE s.stream_id = ANY(j.drained)) AS idle
+    FROM learner l
+    LEFT JOIN LATERAL (
+        SELECT drained FROM journal
+        WHERE learner = l.name AND branch = l.branch AND step >= l.next_step - 10000 AND drained <> '{}'
+        ORDER BY step DESC LIMIT 1
+    ) j ON true
+    WHERE l.config -> 'options' ? 'task' ORDER BY l.name
+""")
+
 _REVIVE = text("UPDATE stream_offset SET retired = false, epoch = epoch + 1 WHERE stream_id = ANY(:ids)")
 
 
@@ -122,6 +155,24 @@ def far(connection: Connection) -> dict[int, Far]:
 def learners(connection: Connection) -> list[LearnerRow]:
     """All learners that were ever started."""
     return [LearnerRow(**row._mapping) for row in connection.execute(_LEARNERS)]
+
+
+def outcomes(connection: Connection) -> list[OutcomesRow]:
+    """Learners of outcomes, with what came of the labels they have read."""
+    return [_outcomes(connection, row) for row in connection.execute(_OF_OUTCOMES).all()]
+
+
+def _outcomes(connection: Connection, row: Any) -> OutcomesRow:
+    found = labels.counts(connection, row.learner, row.branch)
+    ours = sum(found.values()) - found[Resolution.OTHER_TASK]
+    return OutcomesRow(
+        learner=row.learner,
+        task=row.task,
+        labels=found,
+        open=predictions.count_open(connection, row.learner, row.branch),
+        unlabelled=row.silences_count and not ours and not labels.assumed_complete(connection, row.task),
+        idle=tuple(row.idle or ()),
+    )
 
 
 def revive(connection: Connection, rows: Iterable[StreamRow]) -> None:

@@ -52,7 +52,14 @@ class Kept:
     features: tuple[float, ...]
     risks: tuple[float, ...]
     closed: bool
-    """Its outcome was learnt by an earlier step."""
+    """Its outcome was learnt by an earlier step: what follows says which; of an open one it says nothing yet."""
+    silent: bool | None = None
+    """Nobody had told it until the task's horizon."""
+    value: float | None = None
+    known_at: datetime | None = None
+    corrected: bool = False
+    """A label came after the silence, and was heard by an earlier step."""
+    corrected_value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +72,16 @@ class Closed:
     known_at: datetime
     silent: bool
     """Nobody said anything until the task's horizon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrected:
+    """What a label told of a subject whose silence had counted as its outcome."""
+
+    user_id: int
+    subject: int
+    value: float
+    known_at: datetime
 
 
 # A user whose name is gone (erased) gets no row: the lock makes an erasure wait, and it looks for rows afterwards.
@@ -82,7 +99,8 @@ _PUT = text("""
 
 _COLUMNS = """
     a.n, u.value AS "user", p.user_id, p.subject, p.step, p.stream_id, p.position, p.at, p.features, p.risks,
-    coalesce(p.closed_step < :step, false) AS closed
+    coalesce(p.closed_step < :step, false) AS closed, p.silent, p.value, p.known_at,
+    coalesce(p.corrected_step < :step, false) AS corrected, p.corrected_value
 """
 _AS_OF = "p.learner = :learner AND p.branch = :branch AND p.step <= :step"
 
@@ -104,7 +122,9 @@ _OF_NUMBERS = text(f"""
 
 _DUE = text("""
     SELECT user_id, subject, at FROM prediction
-    WHERE learner = :learner AND branch = :branch AND closed_step IS NULL ORDER BY at, subject LIMIT :limit
+    WHERE learner = :learner AND branch = :branch AND closed_step IS NULL
+      AND (CAST(:before AS bigint) IS NULL OR step < :before)
+    ORDER BY at, subject LIMIT :limit
 """)
 
 _CLOSE = text("""
@@ -116,12 +136,21 @@ _CLOSE = text("""
       AND (p.closed_step IS NULL OR p.closed_step = :step)
 """)
 
+_CORRECT = text("""
+    UPDATE prediction p SET corrected_step = :step, corrected_value = c.value, corrected_known_at = c.known_at
+    FROM unnest(CAST(:users AS bigint[]), CAST(:subjects AS bigint[]), CAST(:values AS float8[]),
+                CAST(:known_ats AS timestamptz[]))
+         AS c(user_id, subject, value, known_at)
+    WHERE p.user_id = c.user_id AND p.subject = c.subject AND p.learner = :learner AND p.branch = :branch
+      AND p.silent AND (p.corrected_step IS NULL OR p.corrected_step = :step)
+""")
+
 _COUNT_OPEN = text("""
     SELECT count(*) FROM prediction WHERE learner = :learner AND branch = :branch AND closed_step IS NULL
 """)
 
-# A subject is looked at again by the step that closes it, and by whoever repeats that step: from a snapshot, from the
-# parent of one that may be rebuilt, or from the learner's birth.
+# A subject is looked at again by the step that closes or corrects it, and by whoever repeats that step: from a
+# snapshot, from the parent of one that may be rebuilt, or from the learner's birth.
 _NEEDED_FROM = text("""
     SELECT min(p.at)
     FROM (
@@ -133,11 +162,26 @@ _NEEDED_FROM = text("""
         LEFT JOIN snapshot p ON p.id = s.parent
         GROUP BY l.name
     ) AS first
-    JOIN prediction p ON p.learner = first.name AND (p.closed_step IS NULL OR p.closed_step >= first.step)
+    JOIN prediction p ON p.learner = first.name
+     AND (p.closed_step IS NULL OR p.closed_step >= first.step OR p.corrected_step >= first.step)
+""")
+
+# Silences may be corrected for so long behind the newest task clock; they need not be looked for. A step has no clock
+# where no payment was read, or right after an erasure.
+_CORRECTABLE_FROM = text("""
+    SELECT min(j.task_clock - make_interval(secs => (l.config ->> 'correction_us')::bigint / 1e6))
+    FROM learner l
+    CROSS JOIN LATERAL (
+        SELECT task_clock FROM journal
+        WHERE learner = l.name AND branch = l.branch AND step >= l.next_step - 10000 AND task_clock IS NOT NULL
+        ORDER BY step DESC LIMIT 1
+    ) j
+    WHERE l.config ? 'correction_us'
 """)
 
 _CLOSED = text("""
-    SELECT at, risks, value, silent FROM prediction
+    SELECT at, risks, coalesce(corrected_value, value) AS value, silent AND corrected_step IS NULL AS silent
+    FROM prediction
     WHERE learner = :learner AND branch = :branch AND closed_step IS NOT NULL ORDER BY at, subject
 """)
 
@@ -181,9 +225,14 @@ def of_numbers(
     return _found(connection, _OF_NUMBERS, learner, branch, step, asks)
 
 
-def oldest(connection: Connection, learner: str, branch: int, *, limit: int) -> list[tuple[int, int, datetime]]:
-    """(user's number, subject, event time) of the subjects that have been open for longest, the oldest first."""
-    found = connection.execute(_DUE, {**_key(learner, branch), "limit": limit})
+def oldest(
+    connection: Connection, learner: str, branch: int, *, limit: int, before: int | None = None
+) -> list[tuple[int, int, datetime]]:
+    """(user's number, subject, event time) of the subjects that have been open for longest, the oldest first.
+
+    :param before: of those that steps below it handled; None: of all.
+    """
+    found = connection.execute(_DUE, {**_key(learner, branch), "limit": limit, "before": before})
     return [(row.user_id, row.subject, row.at) for row in found]
 
 
@@ -201,19 +250,34 @@ def close(connection: Connection, seat: Seat, step: int, rows: Sequence[Closed])
     connection.execute(_CLOSE, {**_key(seat.learner, seat.branch), "step": step, **values})
 
 
+def correct(connection: Connection, seat: Seat, step: int, rows: Sequence[Corrected]) -> None:
+    """Writes what labels told of subjects whose silence had counted; the silence stays written beside it."""
+    if not rows:
+        return
+    values = {
+        "users": [row.user_id for row in rows],
+        "subjects": [row.subject for row in rows],
+        "values": [row.value for row in rows],
+        "known_ats": [row.known_at for row in rows],
+    }
+    connection.execute(_CORRECT, {**_key(seat.learner, seat.branch), "step": step, **values})
+
+
 def count_open(connection: Connection, learner: str, branch: int) -> int:
     """How many subjects wait for an outcome."""
     return int(connection.scalar(_COUNT_OPEN, _key(learner, branch)) or 0)
 
 
 def needed_from(connection: Connection) -> datetime | None:
-    """Event time of the oldest subject that any learner, or the repetition of a snapshot, may still look at again."""
-    found: datetime | None = connection.scalar(_NEEDED_FROM)
-    return found
+    """Event time of the oldest subject that any learner, or the repetition of a snapshot, may still look at again:
+    its outcome is open, is learnt or corrected anew by a repetition, or is a silence that a label may still correct."""
+    found: list[datetime | None] = [connection.scalar(_NEEDED_FROM), connection.scalar(_CORRECTABLE_FROM)]
+    return min((time for time in found if time is not None), default=None)
 
 
 def closed(connection: Connection, learner: str, branch: int) -> list[Any]:
-    """(at, risks, value, silent) of every subject whose outcome is known, in the order of event time."""
+    """(at, risks, value, silent) of every subject whose outcome is known, in the order of event time; corrected ones
+    are not silent."""
     return list(connection.execute(_CLOSED, _key(learner, branch)))
 
 
@@ -237,9 +301,14 @@ def _found(
     return {row.n - 1: _kept(row._mapping) for row in connection.execute(statement, values)}
 
 
+_PLAIN = (
+    "user", "user_id", "subject", "step", "stream_id", "position", "at", "closed", "silent", "value", "known_at",
+    "corrected", "corrected_value",
+)  # fmt: skip
+
+
 def _kept(row: RowMapping) -> Kept:
-    plain = ("user", "user_id", "subject", "step", "stream_id", "position", "at", "closed")
-    values = {name: row[name] for name in plain}
+    values = {name: row[name] for name in _PLAIN}
     return Kept(**values, features=tuple(row["features"]), risks=tuple(row["risks"]))
 
 

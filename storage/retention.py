@@ -9,7 +9,9 @@ stays while somebody may read it:
 - a repetition of a snapshot, from the cursor of its parent (or from its learner's birth);
 - the duplicate filter, which is rebuilt from the log within its window;
 - the context of an open label: one no learner's cursor has passed; no event from its reference time on goes;
-- the context of a prediction without an outcome, or whose outcome a repetition learns again: likewise.
+- the context of a prediction without an outcome, or whose outcome a repetition learns again: likewise;
+- the context of a silence that a label may still correct: for so long as learners are set behind the task clock;
+- a task clock: the newest rows of payments and of each task's labels below the cursors.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ SEGMENTS = 100
 """Segments looked at at once."""
 AHEAD = timedelta(days=1)
 """A record further than this ahead of where its stream stands says nothing of how old its segment is."""
+CLOCK_ROWS = 9
+"""Newest rows of a stream whose event times say how far its world has come (foreign.md, W1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +103,11 @@ _REMOVE = text("""
 """)
 
 
+_TASKS = text("""
+    SELECT DISTINCT config -> 'options' ->> 'task' AS task FROM learner WHERE config -> 'options' ? 'task' ORDER BY 1
+""")
+
+
 def read_from(connection: Connection) -> Cursor | None:
     """The lowest offset of each stream that a learner or a repetition may still read; streams not named: all.
 
@@ -142,6 +151,7 @@ def trim(connection: Connection, policy: Policy, *, limit: int = 100) -> Removed
             _first_kept(connection, row.stream_id, keep, since),
             row.next_offset - policy.duplicate_window,
             _learnt(row.stream.topic, row.stream_id, cursor, anybody=bool(cursor)),
+            _clocked(connection, row.stream.topic, row.stream_id, cursor),
         )
         gone = connection.execute(_REMOVE, {"stream": row.stream_id, "bound": bound, "limit": limit}).one()
         removed = Removed(segments=removed.segments + gone.segments, events=removed.events + gone.events)
@@ -185,6 +195,16 @@ def _stay(rows: pa.Table, ahead: datetime, young: datetime, open_from: datetime 
     if open_from is not None and "at" in rows.column_names:
         kept = pc.or_(kept, pc.greater_equal(rows["at"], open_from))
     return bool(pc.any(kept).as_py())
+
+
+def _clocked(connection: Connection, topic: str, stream_id: int, cursor: Cursor) -> int:
+    """Up to where no learner's task clock needs the rows."""
+    if topic not in (topics.PAYMENT, topics.LABELS) or stream_id not in cursor:
+        return _NO_END
+    tasks = list(connection.scalars(_TASKS))
+    wanted = tasks if topic == topics.LABELS else [None] if tasks else []
+    found = (log.newest_below(connection, stream_id, cursor[stream_id], count=CLOCK_ROWS, task=task) for task in wanted)
+    return min((one.first_segment for one in found if one.first_segment is not None), default=_NO_END)
 
 
 def _learnt(topic: str, stream_id: int, cursor: Cursor, *, anybody: bool) -> int:

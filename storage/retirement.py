@@ -44,7 +44,7 @@ _TAKE_OUT = text("""
 
 _DELETES = [
     text(f"DELETE FROM {table} WHERE learner = :name")
-    for table in ("journal", "learner_action", "signature_table", "prediction")
+    for table in ("journal", "learner_action", "signature_table", "label_resolution", "prediction")
 ]
 """The last tells how many."""
 

@@ -327,6 +327,18 @@ journal = Table(
         comment="[[user id, subject], ...]: predictions whose silence counts as an outcome from this step on",
     ),
     Column("cursor", JSONB, comment="stream id -> next offset before the step; NULL for learners without outcomes"),
+    Column(
+        "task_clock",
+        Time,
+        comment="event time that the streams of payments had reached before the step; NULL: none, or no outcomes",
+    ),
+    Column(
+        "drained",
+        ARRAY(Integer),
+        nullable=False,
+        server_default=text("'{}'::integer[]"),
+        comment="streams that had been read to the broker's end when silences ended: nothing was waited for there",
+    ),
     Column("journalled_at", Time, nullable=False, server_default=func.clock_timestamp()),
     comment="Steps, written before they run.",
 )
@@ -420,9 +432,55 @@ prediction = Table(
     Column("value", DOUBLE_PRECISION, comment="the outcome"),
     Column("known_at", Time, comment="when the outcome became known"),
     Column("silent", Boolean, comment="nobody told the outcome until the horizon"),
+    Column("corrected_step", BigInteger, comment="step that heard a label after the silence; NULL = none"),
+    Column(
+        "corrected_value",
+        DOUBLE_PRECISION,
+        comment="the outcome that label told: coalesce(corrected_value, value) is what is known today",
+    ),
+    Column("corrected_known_at", Time, comment="when that outcome became known"),
     Index("prediction_open_idx", "learner", "branch", "at", "subject", postgresql_where=text("closed_step IS NULL")),
     Index(None, "stream_id", "position"),
     comment="Predictions of outcomes as they were issued, and what came of them.",
+)
+
+label_resolution = Table(
+    "label_resolution",
+    metadata,
+    Column("learner", Text, primary_key=True),
+    Column("branch", Integer, primary_key=True, autoincrement=False),
+    Column(
+        "stream_id", Integer, primary_key=True, autoincrement=False, comment="log position of the label: stream ..."
+    ),
+    Column("position", BigInteger, primary_key=True, autoincrement=False, comment="... and offset"),
+    Column("step", BigInteger, nullable=False, comment="step that took it from the log"),
+    Column(
+        "subject",
+        BigInteger,
+        comment="digest of the identity of the event it speaks of; NULL: of none, or of another task",
+    ),
+    Column("known_at", Time, comment="of labels that had to wait, as all that follows"),
+    Column("ref_time", Time),
+    Column("value", DOUBLE_PRECISION),
+    Column("resolution", Text, comment="what came of it; NULL = it waits for its subject"),
+    Column("resolved_step", BigInteger, comment="step that settled it"),
+    CheckConstraint(
+        "resolution IN ('learnt', 'corrected', 'confirmed_silence', 'after_horizon', 'repeated', 'contradicting', "
+        "'too_late', 'context_gone', 'subject_skipped', 'other_task', 'no_subject')",
+        name="resolution",
+    ),
+    Index(None, "learner", "branch", "subject"),
+    Index(None, "stream_id", "position"),
+    Index("label_resolution_waiting", "learner", "branch", "known_at", postgresql_where=text("resolution IS NULL")),
+    comment="Every label that a learner has taken from the log, and what came of it. Names nobody.",
+)
+
+labels_complete = Table(
+    "labels_complete",
+    metadata,
+    Column("task", Text, primary_key=True),
+    Column("assumed_at", Time, nullable=False, server_default=func.clock_timestamp()),
+    comment="Tasks of which a person said that there may be no labels at all: silence counts without having seen one.",
 )
 
 __all__ = [
@@ -430,6 +488,8 @@ __all__ = [
     "installation",
     "item_version",
     "journal",
+    "label_resolution",
+    "labels_complete",
     "learner",
     "learner_action",
     "log_segment",

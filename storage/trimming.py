@@ -18,7 +18,7 @@ by user.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -103,6 +103,8 @@ _MISSING = text("""
     WHERE u.space = 1 AND u.value = :user
 """)
 
+_AMONG = text("SELECT user_id FROM trimmed_sequence WHERE user_id = ANY(CAST(:ids AS bigint[]))")
+
 _ERASE = text("DELETE FROM trimmed_sequence WHERE user_id = ANY(CAST(:ids AS bigint[]))")
 
 
@@ -129,6 +131,11 @@ def trim(connection: Connection, policy: SequencePolicy, *, limit: int = 200) ->
 def askers(connection: Connection) -> dict[str, dict[str, Any]]:
     """Learner -> what it was born with: whose histories must not become shorter. How long those are, it knows."""
     return {row.name: row.config for row in connection.execute(_ASKERS)}
+
+
+def among(connection: Connection, user_ids: Sequence[int]) -> frozenset[int]:
+    """Those of these users whose sequences lost events to retention."""
+    return frozenset(connection.scalars(_AMONG, {"ids": list(user_ids)}) if user_ids else ())
 
 
 def missing(connection: Connection, user: str) -> Missing | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,8 @@ from sqlalchemy import Connection
 from learners.batch import Batch
 from learners.build import build_cohort
 from learners.cohort import Cohort, CohortReport, combined
-from learners.protocol import ForeignState
 from runtime.lifecycle import Refused
-from storage import journal, suppression
+from storage import journal, log, offsets, suppression
 from storage.journal import Seat, Step, Tick
 from storage.offsets import Cursor
 from storage.suppression import Suppression
@@ -28,9 +28,7 @@ from streams.front import Front
 from streams.histories import Histories
 from streams.merge import LabelRow, LogRow, Merge, Row, concerns
 from streams.outcomes import Outcomes
-
-WAITING = "waiting/"
-"""Before the names of the tensors that hold labels without a subject."""
+from streams.task_clocks import TaskClocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +43,14 @@ class Plan:
     """Tick of the producers' clocks, microseconds."""
     horizon_us: int | None = None
     """Silence, microseconds, that counts as an outcome; None: none does, or no outcomes are learnt."""
+    correction_us: int | None = None
+    """Event time, microseconds, for which a silence may be corrected by a label; None: for ever, or none counts."""
 
     def as_json(self) -> dict[str, Any]:
         """As the learner's row and the manifests keep it."""
         config = {"seed": self.seed, "options": self.options, "resolution_us": self.resolution_us}
-        return config if self.horizon_us is None else {**config, "horizon_us": self.horizon_us}
+        spans = {"horizon_us": self.horizon_us, "correction_us": self.correction_us}
+        return {**config, **{name: span for name, span in spans.items() if span is not None}}
 
     @classmethod
     def from_json(cls, learner: str, config: dict[str, Any]) -> Plan:
@@ -59,6 +60,7 @@ class Plan:
             options=config["options"],
             resolution_us=config["resolution_us"],
             horizon_us=config.get("horizon_us"),
+            correction_us=config.get("correction_us"),
         )
 
     def fresh(self) -> Cohort:
@@ -91,18 +93,24 @@ class Course:
         needs = cohort.needs
         self.merge = Merge(cursor, labels=needs.task is not None)
         self._erased = suppression.NOBODY
+        self._writes: bool = seat is not None
         self._histories = Histories(last_n=needs.last_n, items_only=needs.items_only, resolution_us=plan.resolution_us)
         self.outcomes: Outcomes | None = None
         """None for a learner of events alone."""
+        self.clocks: TaskClocks | None = None
+        """Likewise. Read them from the log (`read_clocks`) before silences are asked for."""
         if needs.task is not None:
             self.outcomes = Outcomes(
                 self._histories,
                 learner=plan.learner,
                 branch=branch,
                 task=needs.task,
+                last_n=needs.last_n,
                 horizon_us=plan.horizon_us,
+                correction_us=plan.correction_us,
                 seat=seat,
             )
+            self.clocks = TaskClocks(needs.task)
 
     def pass_over_erased(self, connection: Connection) -> None:
         """From here on rows of or about erased users are not there, whether or not the log still holds them."""
@@ -128,13 +136,18 @@ class Course:
         erased: frozenset[bytes] = frozenset(),
         number: int = 0,
         ticks: Sequence[Tick] = (),
+        task_clock: datetime | None = None,
     ) -> CohortReport | None:
         """Predicts, scores and learns the rows of one step, as the merge gave them: events first, outcomes then.
 
         :param erased: by hash, users whom the arms forget first; histories are read anew, as the erasure left them.
         :param number: of the step, under which predictions of outcomes are stored.
         :param ticks: silences that count as outcomes.
+        :param task_clock: event time that payments had reached before the step, as the journal says.
         """
+        labels = [row for row in rows if isinstance(row, LabelRow)]
+        if labels and self._writes:
+            suppression.share(connection)  # before the learner's row is held, as an erasure takes them
         if erased:
             self.cohort.forget(self.among(erased))
             self._histories.forget()
@@ -142,15 +155,15 @@ class Course:
         batch = self._histories.batch(connection, events, self.cursor) if events else None
         self.cursor |= {row.stream_id: row.offset + 1 for row in rows}
         self.recent = self.recent.after(row.record_at for row in rows)
-        if self.outcomes is None:
+        if self.outcomes is None or self.clocks is None:
             return self.cohort.step(batch) if batch else None
-        labels = [row for row in rows if isinstance(row, LabelRow)]
+        self.clocks.take(rows)
         first, subjects = self._ask(connection, self.outcomes, number, batch, events)
-        due = self.outcomes.due(connection, number, subjects, labels, ticks, self.cursor)
-        if due is None:
-            return first
-        then = self.cohort.mature(due.batch, due.risks)
-        self.outcomes.close(connection, number, due)
+        clock = None if task_clock is None else log.microseconds_of(task_clock)
+        due = self.outcomes.due(connection, number, subjects, labels, ticks, self.cursor, clock)
+        then = None if due.batch is None else self.cohort.mature(due.batch, due.risks)
+        known = suppression.current(connection, self._erased) if labels and self._writes else self._erased
+        self.outcomes.close(connection, number, due, known)
         return combined(first, then)
 
     def _ask(
@@ -165,15 +178,19 @@ class Course:
         outcomes.keep(connection, number, asked[1], report.issued)
         return report, asked[1]
 
-    def silences(self, connection: Connection) -> tuple[Tick, ...]:
-        """Ticks that the next step takes."""
-        return () if self.outcomes is None else self.outcomes.silences(connection, self.front)
+    def read_clocks(self, connection: Connection) -> None:
+        """Task clocks as the log has them at the cursor: after a restart, and before silences are asked for."""
+        if self.clocks is not None:
+            topic_of = [(row.stream_id, row.stream.topic) for row in offsets.streams(connection)]
+            self.clocks.rebuild(connection, self.cursor, topic_of, self._erased)
 
     def repeat(self, connection: Connection, step: Step) -> tuple[list[Row], CohortReport | None]:
         """Runs a journalled step: the same rows in the same order, but those erased since."""
         rows = [row for run in step.rows for row in self.merge.pop_run(connection, run, thinned=step.thinned)]
         self.merge.idle = set(step.idle)
-        report = self.learn(connection, rows, erased=step.erased, number=step.number, ticks=step.ticks)
+        report = self.learn(
+            connection, rows, erased=step.erased, number=step.number, ticks=step.ticks, task_clock=step.task_clock
+        )
         return rows, report
 
     @property
@@ -190,23 +207,15 @@ class Course:
         return self.recent.late(row.record_at for row in rows)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Everything the cohort is, and labels that wait for their subject, for a snapshot."""
-        waiting = {} if self.outcomes is None else self.outcomes.tensors()
-        own = {name: tensor.contiguous().numpy() for name, tensor in self.cohort.state().items()}
-        return own | {f"{WAITING}{name}": array for name, array in waiting.items()}
+        """Everything the cohort is, for a snapshot."""
+        return {name: tensor.contiguous().numpy() for name, tensor in self.cohort.state().items()}
 
     def load(self, tensors: dict[str, NDArray[Any]]) -> None:
         """The inverse of `tensors`.
 
         :raises ForeignState: they belong to another learner, version or configuration.
         """
-        waiting = {name.removeprefix(WAITING): array for name, array in tensors.items() if name.startswith(WAITING)}
-        expected = {} if self.outcomes is None else self.outcomes.tensors()
-        if waiting.keys() != expected.keys():
-            raise ForeignState(f"of labels that wait there are {sorted(waiting)}, need {sorted(expected)}")
-        load_tensors(self.cohort, {name: array for name, array in tensors.items() if not name.startswith(WAITING)})
-        if self.outcomes is not None:
-            self.outcomes.load(waiting)
+        load_tensors(self.cohort, tensors)
 
 
 def load_tensors(cohort: Cohort, tensors: dict[str, NDArray[Any]]) -> None:

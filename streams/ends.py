@@ -1,14 +1,21 @@
-"""How far a bounded run of `train` goes: the ends that the topics had when it began."""
+"""Where the topics end: when a bounded run of `train` began, and now, as the broker says."""
 
 from __future__ import annotations
 
+import structlog
 from sqlalchemy import Connection
 
 from contracts import topics
 from runtime import kafka
 from runtime.kafka import KafkaConfig
+from runtime.lifecycle import Trouble
 from storage import offsets
 from storage.offsets import Cursor
+
+ANSWER_S = 2.0
+"""So long an answer of the broker is waited for."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Ends:
@@ -48,3 +55,21 @@ class Ends:
         if len(ends) < len(self._highs):
             return {}  # streams without a row yet: nothing is finished
         return ends
+
+
+class LatestEnds:
+    """Where the topics of payments and labels end now."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._config = config
+        self._client = kafka.admin(config)
+
+    def ask(self) -> dict[tuple[str, str, int], int] | None:
+        """(topic id, topic, partition) -> end; None: no answer, so nobody knows what is on its way."""
+        try:
+            return kafka.latest_offsets(
+                self._config, [topics.PAYMENT, topics.LABELS], client=self._client, timeout_s=ANSWER_S
+            )
+        except Trouble as error:
+            _log.warning("train.ends_unknown", error=str(error))
+            return None

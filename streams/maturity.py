@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,20 +13,10 @@ from learners.batch import Batch, Origin, Query, Subject, Target, TargetKind
 from runtime.context import context_of, strings
 from storage import log
 from storage.journal import Place
-from storage.predictions import Closed, Kept
+from storage.predictions import Closed, Corrected, Kept
 from storage.sequences import SequenceEvent
 from streams.histories import AsOf
-
-
-class Known(NamedTuple):
-    """An outcome, without saying whose: what waits for its subject, and stands in snapshots."""
-
-    subject: int
-    """Digest of the event's identity."""
-    known_at: int
-    """Microseconds, as all times here."""
-    ref_time: int
-    value: float
+from streams.resolve import Case, Known, outcome
 
 
 def as_of(kept: Kept, known: Known, place: Place) -> AsOf:
@@ -53,34 +43,60 @@ def closed(kept: Kept, known: Known, silent: bool) -> Closed:
     )
 
 
-def as_batch(rows: Sequence[tuple[Kept, Known]], views: Sequence[tuple[SequenceEvent, list[SequenceEvent]]]) -> Batch:
+def corrected(case: Case) -> Corrected:
+    """What a label told after a subject's silence, for the table."""
+    known = case.known
+    return Corrected(
+        user_id=case.kept.user_id,
+        subject=case.kept.subject,
+        value=known.value,
+        known_at=log.time_of(known.known_at),
+    )
+
+
+def as_batch(cases: Sequence[Case], views: Sequence[tuple[SequenceEvent, list[SequenceEvent]]]) -> Batch:
     """Outcomes with what their subjects' own predictions saw.
 
-    :param views: of each row its event and the history that it may see.
+    :param views: of each case its event and the history that it may see.
     """
-    events, n = [event for event, _ in views], len(rows)
-    ref_times = np.array([known.ref_time for _, known in rows], np.int64)
+    events, n = [event for event, _ in views], len(cases)
+    ref_times = np.array([case.known.ref_time for case in cases], np.int64)
     return Batch(
         context=context_of([stack for _, stack in views]),
         query=Query(
             stack=np.arange(n, dtype=np.int64),
             visible=np.array([len(stack) for _, stack in views], np.int64),
             now=ref_times,
-            user=strings([kept.user for kept, _ in rows]),
-            subject=replace(subjects_of(events), features=np.array([kept.features for kept, _ in rows], np.float64)),
+            user=strings([case.kept.user for case in cases]),
+            subject=replace(subjects_of(events), features=np.array([case.kept.features for case in cases], np.float64)),
         ),
         target=Target(
             kind=TargetKind.OUTCOME,
-            at=np.array([known.known_at for _, known in rows], np.int64),
+            at=np.array([case.known.known_at for case in cases], np.int64),
             type=strings([event.type for event in events]),
             resolution=np.ones(n, np.int64),
             timed=np.zeros(n, np.bool_),
             weight=np.ones(n),
             item=strings([event.item for event in events]),
-            y=np.clip(np.array([known.value for _, known in rows], np.float64), 0.0, 1.0),
+            y=np.array([outcome(case.known.value) for case in cases], np.float64),
+            **_superseded(cases),
         ),
         origin=Origin(key=np.array([event.key for event in events], np.int64)),
     )
+
+
+def _superseded(cases: Sequence[Case]) -> dict[str, np.ndarray[Any, Any]]:
+    """What the corrections among them correct."""
+    if not any(case.correction for case in cases):
+        return {}
+    values = [case.kept.value if case.correction else np.nan for case in cases]
+    times = [_closed_at(case.kept) if case.correction else 0 for case in cases]
+    return {"supersedes": np.array(values, np.float64), "superseded_at": np.array(times, np.int64)}
+
+
+def _closed_at(kept: Kept) -> int:
+    assert kept.known_at is not None, "its silence was learnt"
+    return log.microseconds_of(kept.known_at)
 
 
 def subjects_of(events: Sequence[SequenceEvent]) -> Subject:

@@ -71,6 +71,19 @@ class LabelRow(NamedTuple):
 Row = LogRow | LabelRow
 
 
+class Reached(NamedTuple):
+    """How far a stream was taken."""
+
+    topic: str
+    partition: int
+    position: int
+    """Below it nothing is left to take."""
+    log_end: int
+    """The log holds what lies below."""
+    retired: bool
+    """Nothing more will come."""
+
+
 class Merge:
     """Where a learner stands in the log, and what comes next."""
 
@@ -176,6 +189,19 @@ class Merge:
         for stream_id, reader in self._readers.items():
             reader.set_end(ends.get(stream_id))
 
+    def reached(self) -> dict[int, Reached]:
+        """How far each stream was taken; what lies between two rows counts as taken with the first."""
+        return {
+            stream_id: Reached(*reader.where, reader.position, reader.watermark, reader.retired)
+            for stream_id, reader in self._readers.items()
+        }
+
+    def settled(self) -> bool:
+        """Whether each stream has a row to offer or is finished: then what was reached follows from the log alone."""
+        return bool(self._readers) and all(
+            reader.head() is not None or reader.finished for reader in self._readers.values()
+        )
+
     def at_ends(self) -> bool:
         """Whether every stream is finished."""
         return bool(self._readers) and all(reader.finished for reader in self._readers.values())
@@ -218,6 +244,16 @@ class _Reader:
         self._bounded = bounded
         self.watermark = row.next_offset
         self.retired = row.retired
+
+    @property
+    def where(self) -> tuple[str, int]:
+        """Topic and partition."""
+        return self._topic, self._partition
+
+    @property
+    def position(self) -> int:
+        """The offset of the next row, as far as it is known; below it nothing is left."""
+        return self._rows[0].offset if self._rows else self._loaded_to
 
     @property
     def short(self) -> bool:

@@ -3,22 +3,22 @@
 A label resolves to the step that first handled its subject, and is learnt in the first step that covers both: its own,
 or, should it have come before its subject, the subject's. The context is what the subject's own prediction saw: what
 came before it in the order of the merge, strictly before the reference time. What the learner's counts said then
-comes back from the stored prediction. When the event-time watermark passes the subject's time by the task's horizon,
-silence counts as an outcome: a tick, which the journal names before the step runs.
+comes back from the stored prediction. When the task's streams have passed the subject's time by its horizon
+(`streams/silences.py`), silence counts as an outcome: a tick, which the journal names before the step runs. A label
+that comes after that is learnt as a correction (`streams/resolve.py`).
 
-Nothing here reads the clock. In a repetition the same rows of the journal and the same stored predictions give the
-same batch (`storage/predictions.py`).
+Nothing here reads the clock. In a repetition the same rows of the journal and the same stored predictions and labels
+give the same batch (`storage/predictions.py`, `storage/labels.py`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections import Counter, OrderedDict
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from contracts import topics
@@ -26,64 +26,88 @@ from contracts.identity import event_key
 from learners.batch import Batch, Floats
 from learners.cohort import Issued as Told
 from learners.ranking.candidates import rows_of
-from storage import journal, log, predictions, sequences
+from storage import journal, labels, log, predictions, sequences, trimming
 from storage.journal import Place, Seat, Tick
+from storage.labels import Met, Resolution
 from storage.offsets import Cursor
-from storage.predictions import Closed, Issued, Kept
+from storage.predictions import Closed, Corrected, Issued, Kept
+from storage.sequences import SequenceEvent
 from streams.histories import Histories
-from streams.maturity import Known, as_batch, as_of, closed, subjects_of
+from streams.maturity import as_batch, as_of, closed, corrected, subjects_of
 from streams.merge import LabelRow, LogRow
+from streams.resolve import Case, Heard, Known, Resolved, Window, resolve
 
 TICKS: Final = 256
 """Silences that one step closes at most: when time leaps, the steps after it share them."""
-WAITING: Final = 100_000
-"""Labels that wait for their subject at most; those that have waited longest are let go."""
 PLACES: Final = 4_096
 """Steps whose start cursors are remembered."""
 _NEVER: Final = 2**62
+_View = tuple[SequenceEvent, list[SequenceEvent]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """What a step learns beside its events."""
+    """What a step learns beside its events, and what it writes of its labels."""
 
-    batch: Batch
+    batch: Batch | None
+    """None: there is nothing to learn."""
     risks: Floats
     """[B, A] as issued, by arm."""
     closed: tuple[Closed, ...]
+    corrected: tuple[Corrected, ...]
+    met: tuple[tuple[str, Met], ...]
+    """The step's own labels, with their users."""
+    settled: tuple[tuple[int, int, Resolution], ...]
+    """Labels that waited for one of its rows."""
 
 
 @dataclass
 class Handled:
-    """What became of a step's labels."""
+    """What came of a step's labels and silences."""
 
-    learnt: int = 0
-    silent: int = 0
+    labels: Counter[Resolution] = field(default_factory=Counter)
+    """Those that ended, its own and those that had waited."""
     waiting: int = 0
-    """Their subject was not handled yet."""
-    passed_over: int = 0
-    """Of another task, of no event, or of one whose outcome was learnt already or can no longer be read."""
+    """Its own whose subject was not handled yet."""
+    silent: int = 0
+
+    @property
+    def learnt(self) -> int:
+        """Labels learnt as the first outcome of their subject."""
+        return self.labels[Resolution.LEARNT] + self.labels[Resolution.AFTER_HORIZON]
 
 
 class Outcomes:
-    """What a learner of outcomes keeps between steps: labels that wait. Everything else is in Postgres."""
+    """What a learner of outcomes does beside its events. It keeps nothing between steps: all of it is in Postgres."""
 
     def __init__(
-        self, histories: Histories, *, learner: str, branch: int, task: str, horizon_us: int | None, seat: Seat | None
+        self,
+        histories: Histories,
+        *,
+        learner: str,
+        branch: int,
+        task: str,
+        last_n: int,
+        horizon_us: int | None,
+        correction_us: int | None,
+        seat: Seat | None,
     ) -> None:
         """
+        :param last_n: events that a history holds.
         :param horizon_us: microseconds of silence that count as an outcome; None: no silence does.
+        :param correction_us: microseconds of event time for which a silence may be corrected; None: for ever.
         :param seat: whose predictions are written; None: they are there already (a repetition for its own sake).
         """
         self._histories = histories
         self._line: Final = (learner, branch)
-        self._task: Final = task
-        self._horizon_us: Final = horizon_us
+        self.task: Final = task
+        self._last_n: Final = last_n
+        self.horizon_us: Final = horizon_us
+        self._correction_us: Final = correction_us
         self._seat: Final = seat
-        self._waiting: OrderedDict[int, Known] = OrderedDict()
         self._places: OrderedDict[int, Place] = OrderedDict()
         self._quiet_until: int | None = None
-        """No silence is due while the front is below it; None: not known."""
+        """No silence is due while the task's watermark is below it; None: not known."""
         self.handled = Handled()
         """Of the newest step."""
 
@@ -115,140 +139,186 @@ class Outcomes:
             )
             for row, features, risks in zip(rows, told.features.tolist(), told.risks.tolist(), strict=True)
         ]
-        predictions.put(connection, self._seat, number, self._task, issued)
-        if self._quiet_until is not None and self._horizon_us is not None:
-            self._quiet_until = min([self._quiet_until, *(row.event.at + self._horizon_us for row in rows)])
+        predictions.put(connection, self._seat, number, self.task, issued)
+        if self._quiet_until is not None and self.horizon_us is not None:
+            self._quiet_until = min([self._quiet_until, *(row.event.at + self.horizon_us for row in rows)])
 
     # -- outcomes --
 
-    def silences(self, connection: Connection, front: int | None) -> tuple[Tick, ...]:
-        """Subjects that have been silent to their horizon when the watermark stands at `front`, the oldest first: the
-        same until a step closes them."""
-        if front is None or self._horizon_us is None or (self._quiet_until is not None and front < self._quiet_until):
+    def due_from(self, connection: Connection) -> int | None:
+        """No silence is due while the task's watermark is below this, microseconds; None: none ever is."""
+        if self.horizon_us is None:
+            return None
+        if self._quiet_until is None:
+            oldest = predictions.oldest(connection, *self._line, limit=1)
+            self._quiet_until = log.microseconds_of(oldest[0][2]) + self.horizon_us if oldest else _NEVER
+        return self._quiet_until
+
+    def silences(self, connection: Connection, until: int, *, before: int | None = None) -> tuple[Tick, ...]:
+        """Subjects that have been silent to their horizon when the task's watermark stands at `until`, the oldest
+        first: the same until a step closes them.
+
+        :param before: of those that steps below it handled; None: of all.
+        """
+        due_from = self.due_from(connection)
+        if self.horizon_us is None or due_from is None or until < due_from:
             return ()
-        found = predictions.oldest(connection, *self._line, limit=TICKS + 1)
-        due = [(user_id, subject, log.microseconds_of(at) + self._horizon_us) for user_id, subject, at in found]
-        self._quiet_until = due[0][2] if due else _NEVER  # the next subject says when to look again
-        return tuple((user_id, subject) for user_id, subject, at in due[:TICKS] if at <= front)
+        self._quiet_until = None  # looked for again: these are closed by the next step
+        found = predictions.oldest(connection, *self._line, limit=TICKS, before=before)
+        return tuple(
+            (user_id, subject) for user_id, subject, at in found if log.microseconds_of(at) + self.horizon_us <= until
+        )
 
     def due(
         self,
         connection: Connection,
         number: int,
         rows: Sequence[LogRow],
-        labels: Sequence[LabelRow],
+        told: Sequence[LabelRow],
         ticks: Sequence[Tick],
         cursor: Cursor,
-    ) -> Due | None:
-        """The outcomes that the step learns: those that waited for one of its rows, its labels, its silences.
+        clock: int | None,
+    ) -> Due:
+        """The outcomes that the step learns: of labels that waited for one of its rows, of its labels, of its silences.
 
-        :param rows: its events. :param cursor: where it ends.
+        :param rows: its events. :param told: its labels. :param cursor: where it ends.
+        :param clock: where the task's clock stood before it, microseconds.
         """
         self.handled = Handled()
-        known = {one.subject: one for one in self._came(rows)}
-        found = {kept.subject: kept for kept in self._resolved(connection, number, rows, labels, known)}
-        for tick in predictions.of_numbers(connection, *self._line, number, ticks).values():
-            if not tick.closed and tick.subject not in known:
-                found[tick.subject] = tick
-        return self._batch(connection, [(kept, known.get(kept.subject)) for kept in found.values()], cursor)
+        own = [(row, self._subject_of(row)) for row in told]
+        resolved = self._resolved(connection, number, rows, own, clock)
+        cases = list(resolved.cases)
+        for kept in predictions.of_numbers(connection, *self._line, number, ticks).values():
+            if not kept.closed and kept.subject not in {case.kept.subject for case in cases}:
+                cases.append(Case(kept, self._silence(kept), None, correction=False))
+        learnt, views = self._with_views(connection, cases, cursor, resolved)
+        self._count(resolved, learnt, own)
+        return Due(
+            batch=as_batch(learnt, views) if learnt else None,
+            risks=np.array([case.kept.risks for case in learnt], np.float64),
+            closed=tuple(closed(case.kept, case.known, not case.heard) for case in learnt if not case.correction),
+            corrected=tuple(corrected(case) for case in (*learnt, *resolved.confirmed) if case.correction),
+            met=tuple((row.user, self._met(row, subject, resolved)) for row, subject in own),
+            settled=tuple(
+                (heard.stream_id, heard.position, fate)
+                for heard, fate in resolved.fates.items()
+                if heard.waited and fate is not None
+            ),
+        )
 
-    def close(self, connection: Connection, number: int, due: Due) -> None:
-        """Stores what came of subjects."""
-        if self._seat is not None:
+    def close(self, connection: Connection, number: int, due: Due, erased: Container[str]) -> None:
+        """Stores what came of subjects and labels.
+
+        :param erased: users who are, as the transaction has it to its end: their labels may be gone from the log.
+        """
+        if self._seat is not None and (due.closed or due.corrected or due.met or due.settled):
             journal.check_seat(connection, self._seat)
             predictions.close(connection, self._seat, number, due.closed)
+            predictions.correct(connection, self._seat, number, due.corrected)
+            labels.put(connection, self._seat, number, [met for user, met in due.met if user not in erased])
+            labels.settle(connection, self._seat, number, due.settled)
 
     def count_open(self, connection: Connection) -> int:
         """Subjects that wait for an outcome."""
         return predictions.count_open(connection, *self._line)
 
-    # -- what waits, for snapshots --
-
-    def tensors(self) -> dict[str, NDArray[Any]]:
-        """Labels that wait, in the order in which they came."""
-        waiting = list(self._waiting.values())
-        times = [(one.subject, one.known_at, one.ref_time) for one in waiting]
-        return {
-            "waiting": np.array(times, np.int64).reshape(len(times), 3),
-            "values": np.array([one.value for one in waiting], np.float64),
-        }
-
-    def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """The inverse of `tensors`."""
-        rows = zip(tensors["waiting"].tolist(), tensors["values"].tolist(), strict=True)
-        self._waiting = OrderedDict(
-            (subject, Known(subject, known_at, ref_time, value)) for (subject, known_at, ref_time), value in rows
-        )
+    def waiting_by_age(self, connection: Connection, bounds: Sequence[int]) -> list[int]:
+        """Labels that wait for their subject, by when their outcome became known: before the first of these times
+        (microseconds), between the first and the second, .., from the last on."""
+        return labels.waiting_by_age(connection, *self._line, [log.time_of(at) for at in bounds])
 
     # -- inside --
 
-    def _came(self, rows: Sequence[LogRow]) -> list[Known]:
-        """Outcomes that waited for one of these rows; they wait no more."""
-        return [self._waiting.pop(row.event.key) for row in rows if row.event.key in self._waiting]
+    def _subject_of(self, row: LabelRow) -> int | None:
+        """Digest of the payment a label speaks of; None: of another task, or of none."""
+        if row.task != self.task or row.subject is None:
+            return None
+        return event_key(topics.PAYMENT, row.user, row.subject)
 
     def _resolved(
         self,
         connection: Connection,
         number: int,
         rows: Sequence[LogRow],
-        labels: Sequence[LabelRow],
-        known: dict[int, Known],
-    ) -> list[Kept]:
-        """Subjects of the step's outcomes that are open; `known` gets the labels', and what must wait waits."""
-        asks = [(row.user, row.event.key) for row in rows if row.event.key in known]
-        for label in labels:
-            if label.task != self._task or label.subject is None:
-                self.handled.passed_over += 1
-                continue
-            subject = event_key(topics.PAYMENT, label.user, label.subject)
-            if subject in known:
-                self.handled.passed_over += 1  # the first one counts
-                continue
-            known[subject] = Known(subject, label.known_at, label.ref_time, label.value)
-            asks.append((label.user, subject))
-        found = predictions.of_users(connection, *self._line, number, asks)
-        for place, (_, subject) in enumerate(asks):
-            if place not in found:
-                self._wait(known.pop(subject))
-        self.handled.passed_over += sum(kept.closed for kept in found.values())
-        return [kept for kept in found.values() if not kept.closed]
+        own: Sequence[tuple[LabelRow, int | None]],
+        clock: int | None,
+    ) -> Resolved:
+        """What comes of the labels that waited for these rows, and of the step's own."""
+        speaking = [(row, subject) for row, subject in own if subject is not None]
+        subjects = {row.event.key for row in rows} | {subject for _, subject in speaking}
+        waits = labels.waiting(connection, *self._line, number, subjects)
+        came = [
+            Heard(one.stream_id, one.position, _known(one), True)
+            for one in (waits.pop(row.event.key, None) for row in rows)
+            if one is not None
+        ]
+        heard = [
+            *came,
+            *(Heard(row.stream_id, row.offset, _told(row, subject), False) for row, subject in speaking),
+        ]
+        users = {row.event.key: row.user for row in rows} | {subject: row.user for row, subject in speaking}
+        asks = [(users[one.known.subject], one.known.subject) for one in heard]
+        handled = {kept.subject: kept for kept in self._handled(connection, number, asks)}
+        still = {subject: one.value for subject, one in waits.items()}
+        window = Window(horizon_us=self.horizon_us, correction_us=self._correction_us, clock=clock)
+        return resolve(heard, handled, still, window)
 
-    def _wait(self, known: Known) -> None:
-        self.handled.waiting += 1
-        self._waiting.setdefault(known.subject, known)
-        while len(self._waiting) > WAITING:
-            self._waiting.popitem(last=False)
+    def _handled(self, connection: Connection, number: int, asks: Sequence[tuple[str, int]]) -> list[Kept]:
+        return list(predictions.of_users(connection, *self._line, number, list(dict.fromkeys(asks))).values())
 
     def _silence(self, kept: Kept) -> Known:
         """What came of a subject of which nobody said anything."""
-        assert self._horizon_us is not None, "ticks are journalled where there is a horizon"
+        assert self.horizon_us is not None, "ticks are journalled where there is a horizon"
         at = log.microseconds_of(kept.at)
-        return Known(kept.subject, at + self._horizon_us, at, 0.0)
+        return Known(kept.subject, at + self.horizon_us, at, 0.0)
 
-    def _batch(self, connection: Connection, pairs: Sequence[tuple[Kept, Known | None]], cursor: Cursor) -> Due | None:
-        """Contexts as of the subjects' own steps, with what became known; None: there is nothing to learn."""
-        places = self._places_of(connection, {kept.step for kept, _ in pairs})
-        told = [(kept, known or self._silence(kept)) for kept, known in pairs]
-        asks = [as_of(kept, known, places[kept.step]) for kept, known in told]
-        views = self._histories.as_of(connection, asks, cursor)
-        there = [n for n, view in enumerate(views) if view is not None]
-        self._let_go(connection, [kept for (kept, _), view in zip(told, views, strict=True) if view is None])
-        if not there:
-            return None
-        silent = [pairs[n][1] is None for n in there]
-        self.handled.silent, self.handled.learnt = sum(silent), len(there) - sum(silent)
-        rows = [told[n] for n in there]
-        return Due(
-            batch=as_batch(rows, [view for view in views if view is not None]),
-            risks=np.array([kept.risks for kept, _ in rows], np.float64),
-            closed=tuple(closed(kept, known, nobody) for (kept, known), nobody in zip(rows, silent, strict=True)),
+    def _with_views(
+        self, connection: Connection, cases: Sequence[Case], cursor: Cursor, resolved: Resolved
+    ) -> tuple[list[Case], list[_View]]:
+        """Cases with the contexts of their subjects' own steps; those whose context is gone are let go."""
+        places = self._places_of(connection, {case.kept.step for case in cases})
+        asks = [as_of(case.kept, case.known, places[case.kept.step]) for case in cases]
+        views = self._histories.as_of(connection, asks, cursor) if asks else []
+        trimmed = trimming.among(connection, [case.kept.user_id for case in cases if case.correction])
+        there: list[tuple[Case, _View]] = []
+        for case, view in zip(cases, views, strict=True):
+            short = view is not None and case.kept.user_id in trimmed and len(view[1]) < self._last_n
+            if view is None or (case.correction and short):
+                self._let_go(connection, case, resolved)
+            else:
+                there.append((case, view))
+        return [case for case, _ in there], [view for _, view in there]
+
+    def _let_go(self, connection: Connection, case: Case, resolved: Resolved) -> None:
+        """Nothing can be learnt of it any more. What is open keeps its context from retention: an erasure took it."""
+        if case.heard is not None:
+            resolved.fates[case.heard] = Resolution.CONTEXT_GONE
+        if self._seat is not None and not case.correction:
+            predictions.erase_events(connection, case.kept.stream_id, [case.kept.position])
+
+    def _count(self, resolved: Resolved, learnt: Sequence[Case], own: Sequence[tuple[LabelRow, int | None]]) -> None:
+        fates = [*resolved.fates.values(), *(self._unspoken(row) for row, subject in own if subject is None)]
+        self.handled.labels = Counter(fate for fate in fates if fate is not None)
+        self.handled.waiting = sum(fate is None for fate in fates)
+        self.handled.silent = sum(case.heard is None for case in learnt)
+
+    def _met(self, row: LabelRow, subject: int | None, resolved: Resolved) -> Met:
+        if subject is None:
+            fate: Resolution | None = self._unspoken(row)
+        else:
+            fate = resolved.fates[Heard(row.stream_id, row.offset, _told(row, subject), False)]
+        return Met(
+            stream_id=row.stream_id,
+            position=row.offset,
+            subject=subject,
+            known_at=log.time_of(row.known_at),
+            ref_time=log.time_of(row.ref_time),
+            value=row.value,
+            resolution=fate,
         )
 
-    def _let_go(self, connection: Connection, gone: Sequence[Kept]) -> None:
-        """Predictions of events that an erasure took after they were handled: nothing can be learnt of them."""
-        self.handled.passed_over += len(gone)
-        for kept in gone if self._seat is not None else ():
-            predictions.erase_events(connection, kept.stream_id, [kept.position])
+    def _unspoken(self, row: LabelRow) -> Resolution:
+        return Resolution.OTHER_TASK if row.task != self.task else Resolution.NO_SUBJECT
 
     def _places_of(self, connection: Connection, steps: set[int]) -> Mapping[int, Place]:
         """Where these steps start; those asked for lately are remembered."""
@@ -260,3 +330,11 @@ class Outcomes:
         while len(self._places) > PLACES:
             self._places.popitem(last=False)
         return self._places
+
+
+def _told(row: LabelRow, subject: int) -> Known:
+    return Known(subject, row.known_at, row.ref_time, row.value)
+
+
+def _known(one: labels.Waiting) -> Known:
+    return Known(one.subject, log.microseconds_of(one.known_at), log.microseconds_of(one.ref_time), one.value)

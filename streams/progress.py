@@ -50,8 +50,13 @@ class ProgressLedger:
         self._sums: dict[tuple[str, str], Tally] = {}
         self._excess = Excess()
 
-    def tell(self, seat: Seat, step: Step, rows: Sequence[Row], report: CohortReport) -> None:
-        """Queues the record of a step; a repeated step repeats its id."""
+    def tell(
+        self, seat: Seat, step: Step, rows: Sequence[Row], report: CohortReport, *, idle: Sequence[str] = ()
+    ) -> None:
+        """Queues the record of a step; a repeated step repeats its id.
+
+        :param idle: streams that had been read to the broker's end when silences ended with the step.
+        """
         for arm, losses in report.losses.items():
             for loss, tally in losses.items():
                 self._sums[arm, loss] = self._sums.get((arm, loss), Tally()) + tally
@@ -80,6 +85,7 @@ class ProgressLedger:
             types=dict(Counter(event.type for event in events)),
             confidence=confidence_of(report),
             prompts=dict(report.retrieved),
+            idle=list(idle),
         )
         while True:
             try:

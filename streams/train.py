@@ -8,6 +8,7 @@ error memory is dropped whole and the same way is taken. See `protocol.md` of th
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,16 +27,18 @@ from runtime.settings import TrainSettings
 from runtime.telemetry import Health
 from storage import journal, log, registry, snapshots, suppression
 from storage.engine import Unavailable, mapped_errors, open_engine
-from storage.journal import Seat, Step, Tick
+from storage.journal import Seat, Step
+from storage.labels import Resolution
 from storage.offsets import Fenced
 from storage.snapshots import BadSnapshot
 from streams.course import Course, Plan, check_actions, journalled, make_deterministic
-from streams.ends import Ends
+from streams.ends import Ends, LatestEnds
+from streams.label_counts import LabelWatch, tell_handled
 from streams.merge import Row, runs_of
-from streams.outcomes import Handled
 from streams.progress import ProgressLedger
 from streams.publish import Published, actions_before, publish, restore
 from streams.signatures import writer_for
+from streams.silences import Silences, SilenceWatch
 
 TRANSACTION_TIMEOUT_S = 15
 """A process frozen with the learner's row in its hands keeps its successor waiting no longer than this."""
@@ -65,9 +68,13 @@ class Totals:
     signatures: int = 0
     """Users' signature tables written for scoring."""
     labels: int = 0
-    """Learnt; those that wait for their subject, or are passed over, are not among them."""
+    """Learnt as the first outcome of their subject."""
+    corrections: int = 0
+    """Labels learnt after the silence of their subject."""
     ticks: int = 0
     """Silences learnt as negative labels."""
+    held: int = 0
+    """Subjects that wait at the end of the run, of a task of which no label was ever read: no silence counts."""
     learn_s: float = 0.0
     """Seconds spent building batches and learning."""
 
@@ -161,9 +168,12 @@ class Lesson:
         self._thinned = False
         """Steps were repeated without rows that were erased: what the learner says of them may differ."""
         self._erasure_due = False
-        self._ticks: tuple[Tick, ...] = ()
-        """Silences that the next step takes."""
+        self._silences = Silences()
+        """What the next step takes of silence."""
         self._course = self._restore()
+        outcomes = self._course.outcomes
+        self._watch = None if outcomes is None else SilenceWatch(self._course, asked=LatestEnds(kafka_config).ask)
+        self._labels = None if outcomes is None else LabelWatch(self._seat.learner, outcomes)
         self._signatures = writer_for(self._seat, self._course.cohort)
         if self._signatures and self._parent is not None:
             self._signatures.serves()
@@ -218,16 +228,21 @@ class Lesson:
         if self._next < self._seat.next_step:
             return  # asked to stop on the way: the next start repeats what is left
         ends = Ends(self._kafka, labels=self._course.outcomes is not None) if once else None
+        with self._connection.begin():
+            self._course.read_clocks(self._connection)
         if ends is not None:
             with self._connection.begin():  # before any row is taken: what was read ahead is short without the ends
                 self._course.merge.refresh(self._connection)
                 self._course.merge.set_ends(ends.by_stream(self._connection))
         while not self._stop.is_set():
             rows = self._gather(ends)
-            if rows or self._ticks or self._erasure_due:
+            if rows or self._silences.ticks or self._erasure_due:
                 self._run_new(rows)
             elif ends is not None and self._course.merge.at_ends():
                 break
+        if self._labels is not None:
+            with self._connection.begin():
+                self._totals.held = self._labels.tell(self._connection, self._silences, self._watch)
         if self._unsaved_steps:
             self._run_new([], snapshot=True)
         self._write_last_signatures()
@@ -259,8 +274,7 @@ class Lesson:
         """The rows of the next step, in merge order; as many as there are when time is up."""
         merge = self._course.merge
         rows: list[Row] = []
-        with self._connection.begin():
-            self._ticks = self._course.silences(self._connection)
+        self._look_for_silences(ends)
         self._write_signatures()
         began = blocked = time.monotonic()
         while len(rows) < self._settings.step_rows:
@@ -270,7 +284,7 @@ class Lesson:
                 rows.append(row)
                 continue
             if self._stop.is_set():
-                self._ticks = ()
+                self._silences = self._silences.passed
                 return []  # not journalled, so never taken
             with self._connection.begin():
                 news = merge.refresh(self._connection)
@@ -285,21 +299,52 @@ class Lesson:
             if ends is not None:
                 if merge.at_ends():
                     break
-            elif (rows or (self._ticks and not merge.has_rows())) and now - began >= self._settings.step_linger_s:
+            elif self._may_go(rows) and now - began >= self._settings.step_linger_s:
                 break  # silence is learnt with the next rows, or by itself where none come
             elif merge.has_rows() and now - blocked >= self._settings.merge_wait_s:
                 merge.pass_by(merge.behind())
                 continue
             metrics.train_lag.set(merge.rows_behind(), self._seat.learner)
+            if ends is None and not self._silences.ticks:
+                self._look_for_silences(None)  # what the broker says may change though no row comes
             self._write_signatures()
             self._ledger.poll()
             self._stop.wait(POLL_S)
         return rows
 
+    def _may_go(self, rows: list[Row]) -> bool:
+        """Whether there is something to learn: rows, or silences while there are none to come with them."""
+        return bool(rows) or (bool(self._silences.ticks) and not self._course.merge.has_rows())
+
+    def _look_for_silences(self, ends: Ends | None) -> None:
+        """Those that the next step takes. A bounded run first waits until it is certain how far each stream was taken:
+        then two runs decide alike."""
+        if self._watch is None:
+            return
+        merge = self._course.merge
+        while ends is not None and not self._stop.is_set():
+            with self._connection.begin():
+                known = ends.by_stream(self._connection)
+                merge.refresh(self._connection)
+                merge.set_ends(known)
+                if known and merge.settled():
+                    self._silences = self._watch.bounded(self._connection, known)
+                    return
+                self._erasure_due = bool(journal.erased(self._connection, self._seat, self._next))
+            if self._erasure_due:
+                break
+            self._ledger.poll()
+            self._stop.wait(POLL_S)
+        if ends is None:
+            with self._connection.begin():
+                self._silences = self._watch.live(self._connection, self._next)
+                assert self._labels is not None
+                self._labels.tell_if_due(self._connection, self._silences, self._watch)
+
     def _run_new(self, rows: list[Row], *, snapshot: bool = False) -> None:
         """Journals a step, then runs it."""
         course, self._erasure_due = self._course, False
-        ticks, self._ticks = self._ticks, ()
+        silences, self._silences = self._silences, self._silences.passed
         with self._connection.begin():
             suppression.share(self._connection)  # whoever is erased from now on is so before the next step
             course.pass_over_erased(self._connection)
@@ -315,15 +360,24 @@ class Lesson:
                 snapshot=snapshot or bool(erased) or self._snapshot_due(),
                 actions=self._actions,
                 erased=erased,
-                ticks=ticks,
+                ticks=silences.ticks,
                 cursor=None if course.outcomes is None else dict(course.cursor),
+                task_clock=None if silences.clock is None else log.time_of(silences.clock),
+                drained=silences.drained,
             )
             journal.append(self._connection, self._seat, step)
         failpoint("train.after_journal")
         started = time.perf_counter()
         failpoint("train.before_step")
         with self._connection.begin():
-            report = course.learn(self._connection, rows, erased=erased, number=step.number, ticks=ticks)
+            report = course.learn(
+                self._connection,
+                rows,
+                erased=erased,
+                number=step.number,
+                ticks=step.ticks,
+                task_clock=step.task_clock,
+            )
         failpoint("train.after_step")
         self._finish(step, rows, report, started)
 
@@ -352,13 +406,22 @@ class Lesson:
         if step.erased:
             self._forgot(step)
         if self._course.outcomes is not None:
-            self._tell_outcomes(self._course.outcomes.handled)
+            handled = self._course.outcomes.handled
+            self._totals.labels += handled.learnt
+            self._totals.corrections += handled.labels[Resolution.CORRECTED]
+            self._totals.ticks += handled.silent
+            tell_handled(learner, handled)
         if report is not None:
-            self._ledger.tell(self._seat, step, rows, report)
+            self._ledger.tell(self._seat, step, rows, report, idle=self._named(step.drained))
             if self._signatures:
                 self._signatures.learnt(self._course.cursor)
         if step.snapshot:
             self._take_snapshot()
+
+    def _named(self, stream_ids: Sequence[int]) -> list[str]:
+        """Streams as people know them."""
+        reached = self._course.merge.reached()
+        return [f"{reached[n].topic}[{reached[n].partition}]" if n in reached else f"stream {n}" for n in stream_ids]
 
     def _forgot(self, step: Step) -> None:
         """The arms forgot users ahead of the step."""
@@ -366,14 +429,6 @@ class Lesson:
         if self._signatures:
             self._signatures.forget(self._course.among(step.erased))
         _log.info("train.forgot", users=len(step.erased), step=step.number)
-
-    def _tell_outcomes(self, handled: Handled) -> None:
-        self._totals.labels += handled.learnt
-        self._totals.ticks += handled.silent
-        metrics.train_labels.inc(handled.learnt, self._seat.learner, "learnt")
-        metrics.train_labels.inc(handled.waiting, self._seat.learner, "waiting")
-        metrics.train_labels.inc(handled.passed_over, self._seat.learner, "passed_over")
-        metrics.train_ticks.inc(handled.silent, self._seat.learner)
 
     def _take_snapshot(self) -> None:
         """Tries until it stands: without its file the learner must not go on as if it were saved."""
@@ -394,9 +449,9 @@ class Lesson:
         self._totals.snapshot_id, self._totals.sha256 = done.id, done.sha256
         metrics.snapshots.inc(1, self._seat.learner)
         metrics.snapshot_bytes.set(done.size, self._seat.learner)
-        if self._course.outcomes is not None:
+        if self._labels is not None:
             with self._connection.begin():
-                metrics.open_subjects.set(self._course.outcomes.count_open(self._connection), self._seat.learner)
+                self._labels.tell(self._connection, self._silences, self._watch)
         _log.info("train.snapshot", snapshot=done.id, sha256=done.sha256)
 
     def _publish(self) -> Published | None:
@@ -464,6 +519,12 @@ def plan_of(settings: TrainSettings) -> Plan:
     )
     if settings.learner not in OUTCOME:
         return plan
+    plan = replace(plan, options={"task": settings.task})
     days = settings.horizon_days.get(settings.task)
-    horizon_us = None if days is None else round(days * 86_400_000_000)
-    return replace(plan, options={"task": settings.task}, horizon_us=horizon_us)
+    if days is None:
+        return plan
+    return replace(plan, horizon_us=_days_us(days), correction_us=_days_us(settings.correction_days))
+
+
+def _days_us(days: float) -> int:
+    return round(days * 86_400_000_000)

@@ -16,7 +16,7 @@ from driftline.session import Session
 from driftline.shown import age, as_json, note, say, table, time
 from runtime import kafka
 from runtime.lifecycle import Trouble, Usage
-from storage import dead_letters, items, overview, sequences, trimming
+from storage import dead_letters, items, labels, overview, sequences, trimming
 from storage import offsets as stored
 from storage.log import time_of
 from storage.offsets import StreamRow
@@ -52,6 +52,7 @@ def status(context: typer.Context, json: AsJson = False) -> None:
         rows = [row for row in stored.streams(connection) if not row.retired]
         owners, taken = overview.owners(connection), overview.taken(connection)
         letters, learners = dead_letters.counts(connection), overview.learners(connection)
+        outcomes = overview.outcomes(connection)
         stale_s = staleness_s(connection, {row.stream_id: row.next_offset for row in rows})
     ends, trouble = _ends(call, rows)
     streams: list[dict[str, Any]] = []
@@ -77,6 +78,7 @@ def status(context: typer.Context, json: AsJson = False) -> None:
                 "staleness_seconds": stale_s,
                 "dead_letters": letters,
                 "learners": learners,
+                "labels": outcomes,
                 "kafka": trouble or "answers",
             }
         )
@@ -98,6 +100,12 @@ def status(context: typer.Context, json: AsJson = False) -> None:
             f"snapshot {learner.snapshot}, {age(learner.snapshot_age_s)} old" if learner.snapshot else "no snapshot yet"
         )
         say(f"learner {learner.learner} {learner.version}: {learner.next_step:,} steps journalled; {kept}")
+    for one in outcomes:
+        counted = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in one.labels.items() if count)
+        idle = f"; idle when silences ended last: {', '.join(one.idle)}" if one.idle else ""
+        say(f"labels of {one.task} to {one.learner}: {counted or 'none'}; {one.open:,} payments wait{idle}")
+        if one.unlabelled and one.open:
+            note(labels.none_read(one.task, one.open))
 
 
 def user(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,29 +14,42 @@ from driftline.shown import as_json, note, one_line, say, table
 from runtime.lifecycle import Exit
 from storage.engine import mapped_errors
 
+if TYPE_CHECKING:
+    from driftline.audit_labels import LearnerReport
+
 
 def add_to(app: typer.Typer) -> None:
     """The verb of this file."""
-    app.command("verify", epilog=example("driftline verify", "driftline verify --json"))(verify)
+    app.command("verify", epilog=example("driftline verify", "driftline verify --learners --json"))(verify)
 
 
-def verify(context: typer.Context, json: AsJson = False) -> None:
+def verify(
+    context: typer.Context,
+    learners: Annotated[
+        bool, typer.Option("--learners", help="Also that each label a learner has read ended in exactly one count.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
     """Prove that every retained record counted once.
 
     Valid ones in the log and in their users' sequences, invalid ones as dead letters; exit 1 if not.
     Reads all topics and tables with its own consumer and its own SQL; writes nothing.
     """
     from driftline.audit import audit
+    from driftline.audit_labels import audit_learners
 
     call = session(context)
     call.check_tables()
     with mapped_errors():
         report = audit(call.postgres_url, call.kafka, duplicate_window=call.settings.ingest.duplicate_window)
+        found = audit_learners(call.postgres_url) if learners else []
+    ok = report.ok and not any(one.wrong for one in found)
     if json:
-        as_json({"ok": report.ok, "read": report.read, **asdict(report)})
+        as_json({"ok": ok, "read": report.read, **asdict(report), "learners": [asdict(one) for one in found]})
     else:
         _show(report)
-    if not report.ok:
+        _show_learners(found)
+    if not ok:
         raise typer.Exit(Exit.FAILED)
 
 
@@ -114,3 +129,17 @@ def _show(report: Report) -> None:
         held = "" if report.whole else " that the topics still held when it was first read"
         verdict = f"every record up to the stored offsets{held} counted exactly once"
     say(f"\n{verdict} ({report.read:,} records in {report.seconds:.1f} s)")
+
+
+def _show_learners(found: Sequence[LearnerReport]) -> None:
+    for one in found:
+        counted = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in one.counts.items() if count)
+        say(f"labels of {one.task} read by {one.learner}: {one.labels:,} = {counted or 'none'}")
+        if one.not_run:
+            say(f"{one.learner}: {one.not_run:,} labels of a step that is journalled and has not run yet")
+        if one.not_compared:
+            say(f"{one.learner}: retention removed {one.not_compared:,} labels from the log: not compared")
+        for detail in one.details:
+            note(f"{one.learner}: {detail}")
+        if one.wrong > len(one.details):
+            note(f"{one.learner}: ... and {one.wrong - len(one.details):,} more")

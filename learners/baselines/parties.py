@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from learners.batch import Batch, Subject, TargetKind
+from learners.batch import Batch, Subject, TargetKind, superseded
 from learners.coding import check_names, from_json_tensor, json_tensor
 from learners.protocol import ForeignState, State
 
@@ -79,9 +79,15 @@ class Parties:
             for (_, merchant), at in zip(self._used(batch), target.at.tolist(), strict=True):
                 _pay(merchant, at)
         elif target.y is not None:
-            for both, at, y in zip(self._used(batch), target.at.tolist(), target.y.tolist(), strict=True):
+            before = superseded(target)
+            known_before = target.at if target.superseded_at is None else target.superseded_at
+            columns = (target.at.tolist(), target.y.tolist(), before.tolist(), known_before.tolist())
+            for both, at, y, was, was_at in zip(self._used(batch), *columns, strict=True):
                 for party in both:
-                    _know(party, at, y)
+                    if math.isnan(was):
+                        _know(party, at, y)
+                    else:
+                        _correct(party, was_at, y - was)
         for kind in self._kinds:
             while len(kind) > self._capacity:
                 kind.popitem(last=False)
@@ -180,6 +186,13 @@ def _know(party: Party, at: int, y: float) -> None:
     party.known_at = newest = max(before, at)
     old, new = math.exp(-(newest - before) / KNOWN_US), math.exp(-(newest - at) / KNOWN_US)
     party.known, party.bad = party.known * old + new, party.bad * old + new * y
+
+
+def _correct(party: Party, at: int, change: float) -> None:
+    """An outcome that became known at `at` was another: what is left of it moves between good and bad."""
+    if party.known_at is not None:
+        left = math.exp(-max(party.known_at - at, 0) / KNOWN_US)
+        party.bad = min(max(party.bad + left * change, 0.0), party.known)
 
 
 def _party(

@@ -10,7 +10,7 @@ import torch
 
 from learners.baselines.measures import losses
 from learners.baselines.risk import RiskConfig, risky
-from learners.batch import Batch, Context, Query, Target
+from learners.batch import Batch, Context, Query, Target, superseded
 from learners.coding import check_like, check_names
 from learners.protocol import Losses, Needs, Prediction, Report, State
 
@@ -22,7 +22,7 @@ class OutcomeRate:
     """A constant rate, learnt from the same labels and fading as slowly as `Risk` does."""
 
     name: Final = "risk_rate"
-    version: Final = "1"
+    version: Final = "2"
 
     def __init__(self, config: RiskConfig | None = None) -> None:
         self.config: Final = config or RiskConfig()
@@ -44,8 +44,13 @@ class OutcomeRate:
     def learn(self, batch: Batch, prediction: Prediction | None = None) -> Report:
         y, weight = batch.target.y, batch.target.weight
         if y is not None and len(batch):
-            kept = np.exp(-len(batch) / self.config.memory)
-            self._sums = self._sums * kept + np.asarray([(weight * y).sum(), weight.sum()])
+            before = superseded(batch.target)
+            fresh = np.isnan(before)
+            kept = np.exp(-int(fresh.sum()) / self.config.memory)
+            self._sums = self._sums * kept + np.asarray([(weight * y)[fresh].sum(), weight[fresh].sum()])
+            # A correction moves a case that was counted; no more can be bad than there are.
+            moved = (weight * (y - before))[~fresh].sum()
+            self._sums[0] = np.clip(self._sums[0] + moved, 0.0, self._sums[1])
         return Report(losses={})
 
     def forget(self, users: Container[str]) -> None:

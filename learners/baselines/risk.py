@@ -79,7 +79,7 @@ class Risk:
     """The regression. Its features of merchants come with the question (`Parties`)."""
 
     name: Final = "risk"
-    version: Final = "1"
+    version: Final = "2"
 
     def __init__(self, config: RiskConfig | None = None) -> None:
         self.config: Final = config or RiskConfig()

@@ -213,7 +213,7 @@ class School:
 
     def forget(self) -> None:
         """The log stays; learners, journals, snapshots and their files are gone."""
-        self.query("TRUNCATE learner, learner_action, journal, snapshot, prediction")
+        self.query("TRUNCATE learner, learner_action, journal, snapshot, prediction, label_resolution")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.health.set_ready("train", False, "starting")
 

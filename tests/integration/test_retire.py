@@ -18,6 +18,7 @@ from tests.integration.learning import SECOND, Given, School, Scribe, schools
 
 KEYED = {
     "journal": "learner",
+    "label_resolution": "learner",
     "learner": "name",
     "learner_action": "learner",
     "prediction": "learner",

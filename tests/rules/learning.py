@@ -14,6 +14,9 @@ _TRAIN = f"{_I}test_train.py::"
 _SNAPSHOTS = f"{_I}test_snapshots.py::"
 _REPLAYED = f"{_I}test_train_replayed.py::"
 _FORGOTTEN = f"{_I}test_train_erasure.py::"
+_SILENCES = f"{_U}test_silences.py::"
+_CLOCKS = f"{_U}test_task_clocks.py::"
+_OUTCOMES = f"{_I}test_train_outcomes.py::"
 
 LEARNING_RULES: tuple[Rule, ...] = (
     Rule(
@@ -111,6 +114,115 @@ LEARNING_RULES: tuple[Rule, ...] = (
         tests=(f"{_SNAPSHOTS}test_a_restored_course_has_the_front_it_had",),
         file="streams/publish.py",
         off=(('    times = (snapshot.manifest or {}).get("record_times")\n', "    times = None\n"),),
+    ),
+    Rule(
+        number=13,
+        says="a silence ends by the clocks of payments and labels, which one far record moves nowhere",
+        tests=(f"{_SILENCES}test_a_record_of_2100_ends_no_silence",),
+        file="streams/task_clocks.py",
+        off=(("return lower_median(times) if times else None", "return max(times) if times else None"),),
+    ),
+    Rule(
+        number=13,
+        says="the clock of labels is when outcomes became known, whatever the record times are",
+        tests=(f"{_I}test_train_labels.py::test_chargebacks_of_june_to_august_are_all_learnt_whatever_else_comes",),
+        file="streams/task_clocks.py",
+        off=(("return row.known_at if isinstance", "return row.record_at if isinstance"),),
+    ),
+    Rule(
+        number=13,
+        says="what is not drained holds silences back: drained is asked of the broker, not of the log",
+        tests=(f"{_SILENCES}test_an_ingest_that_lags_on_labels_is_not_silence",),
+        file="streams/silences.py",
+        off=(("one.position >= max(end, one.log_end)", "one.position >= one.log_end"),),
+    ),
+    Rule(
+        number=13,
+        says="labels that are on their way hold silences back",
+        tests=(f"{_CLOCKS}test_silence_has_lasted_as_far_as_no_stream_on_its_way_could_break_it",),
+        file="streams/task_clocks.py",
+        off=(("min([reached, *_bounds(labels)])", "reached"),),
+    ),
+    Rule(
+        number=13,
+        says="no answer of the broker ends no silence",
+        tests=(f"{_SILENCES}test_a_broker_that_does_not_answer_ends_no_silence_and_its_answer_is_kept_for_a_second",),
+        file="streams/silences.py",
+        off=(
+            ("        if ends is None:\n            return nothing\n", "        ends = ends or {}\n"),
+            (
+                "return end is not None and one.position >= max(end, one.log_end)",
+                "return one.position >= max(end or 0, one.log_end)",
+            ),
+        ),
+    ),
+    Rule(
+        number=13,
+        says="silence is looked for though no row comes",
+        tests=(
+            f"{_I}test_train_labels.py::"
+            "test_a_running_train_lets_silence_count_soon_after_a_person_said_so_though_no_row_comes",
+        ),
+        file="streams/train.py",
+        off=(("                self._look_for_silences(None)  # what", "                pass  # what"),),
+    ),
+    Rule(
+        number=13,
+        says="while no label of the task was ever read, no silence ends",
+        tests=(
+            f"{_SILENCES}test_without_a_label_ever_no_payment_counts_as_good_until_a_person_says_so",
+            f"{_OUTCOMES}test_where_no_label_was_ever_read_no_silence_counts_and_the_run_says_so",
+        ),
+        file="streams/silences.py",
+        off=(("        return self._assumed\n", "        return True\n"),),
+    ),
+    Rule(
+        number=13,
+        says="task clocks follow from the log and the cursor alone",
+        tests=(f"{_CLOCKS}test_clocks_kept_row_by_row_are_those_that_the_log_gives_at_each_cursor",),
+        file="storage/log.py",
+        off=(('    rows = rows.filter(pc.less(rows["offset"], offset))\n', ""),),
+    ),
+    Rule(
+        number=12,
+        says="retention leaves the rows that a task clock is made of",
+        tests=(f"{_CLOCKS}test_retention_leaves_the_rows_that_a_clock_is_made_of",),
+        file="storage/retention.py",
+        off=(
+            (
+                "for one in found if one.first_segment is not None), default=_NO_END)",
+                "for one in ()), default=_NO_END)",
+            ),
+        ),
+    ),
+    Rule(
+        number=14,
+        says="a label that comes after its silence is learnt as a correction, once",
+        tests=(
+            f"{_U}test_outcomes.py::"
+            "test_silence_to_the_horizon_is_a_negative_label_once_and_whoever_speaks_later_corrects_it",
+            f"{_I}test_train_labels.py::"
+            "test_labels_that_come_when_all_their_payments_are_silent_are_learnt_as_corrections",
+        ),
+        file="streams/resolve.py",
+        off=(("    if not kept.silent or kept.corrected:\n", "    if kept.closed:\n"),),
+    ),
+    Rule(
+        number=14,
+        says="a repetition sees what was corrected as of its step",
+        tests=(
+            f"{_OUTCOMES}test_killed_anywhere_and_started_again_it_ends_with_the_same_bytes_and_rows",
+            f"{_OUTCOMES}test_a_snapshot_is_rebuilt_from_its_parent_byte_for_byte_and_changes_no_row",
+        ),
+        file="storage/predictions.py",
+        off=(("coalesce(p.corrected_step < :step, false) AS corrected", "p.corrected_step IS NOT NULL AS corrected"),),
+    ),
+    Rule(
+        number=14,
+        says="a repetition sees the labels that waited as of its step",
+        tests=(f"{_U}test_outcomes.py::test_a_course_repeated_from_any_step_gives_the_same_bytes_and_the_same_rows",),
+        file="storage/labels.py",
+        off=((" AND (resolved_step IS NULL OR resolved_step >= :step)\n", " AND resolved_step IS NULL\n"),),
     ),
     Rule(
         number=14,
@@ -313,8 +425,8 @@ LEARNING_RULES: tuple[Rule, ...] = (
         file="streams/course.py",
         off=(
             (
-                "self.learn(connection, rows, erased=step.erased, number=step.number",
-                "self.learn(connection, rows, number=step.number",
+                "connection, rows, erased=step.erased, number=step.number",
+                "connection, rows, number=step.number",
             ),
         ),
     ),

@@ -216,3 +216,82 @@ def test_average_precision_is_precision_at_each_cut_weighted_by_what_it_finds() 
     assert average_precision(risk, y) == pytest.approx((1 / 1 + 2 / 3 + 3 / 5) / 3)
     assert average_precision(np.full(10, 0.5), np.arange(10) < 3) == pytest.approx(0.3)
     assert math.isnan(average_precision(risk, np.zeros(5, np.bool_)))
+
+
+def corrections(rows: list[Paid], till: Till, *, silent_at: int, known_at: int) -> Batch:
+    """Labels of payments whose silence was learnt, known at `silent_at`."""
+    batch = till.outcomes(rows, np.zeros((len(rows), 8)), known_at=[known_at] * len(rows))
+    n = len(rows)
+    target = replace(batch.target, supersedes=np.zeros(n), superseded_at=np.full(n, silent_at), y=np.ones(n))
+    return replace(batch, target=target)
+
+
+def as_silent(rows: list[Paid], till: Till, at: int) -> Batch:
+    batch = till.outcomes(rows, np.zeros((len(rows), 8)), known_at=[at] * len(rows))
+    return replace(batch, target=replace(batch.target, y=np.zeros(len(rows))))
+
+
+def test_a_correction_moves_a_case_from_good_to_bad_and_adds_none() -> None:
+    rows, till, rate = payments(11, 40), Till(), build("risk_rate", prior=0.1)
+    till.step(rows)
+    rate.learn(as_silent(rows, till, rows[-1].at))
+    bad, known = rate.state()["sums"].tolist()
+    rate.learn(corrections(rows[:3], till, silent_at=rows[-1].at, known_at=rows[-1].at + DAY_US))
+    assert rate.state()["sums"].tolist() == pytest.approx([bad + 3, known])
+
+
+def test_no_more_cases_are_bad_than_there_are_however_many_corrections_come() -> None:
+    rows, till, rate = payments(12, 40), Till(), build("risk_rate", prior=0.1, memory=5)
+    till.step(rows)
+    for _ in range(20):
+        rate.learn(as_silent(rows, till, rows[-1].at))
+    for _ in range(20):
+        rate.learn(corrections(rows, till, silent_at=rows[-1].at, known_at=rows[-1].at))
+    bad, known = rate.state()["sums"].tolist()
+    assert bad == pytest.approx(known)
+
+
+def test_counts_of_parties_after_a_correction_are_those_of_the_label_known_when_the_silence_was() -> None:
+    rows, till = payments(13, 60, users=5, merchants=4), Till()
+    till.step(rows)
+    silent_at, later = rows[-1].at, rows[-1].at + 40 * DAY_US
+    told, mended = Parties(capacity=9, prior=PRIOR), Parties(capacity=9, prior=PRIOR)
+    batch = as_silent(rows, till, silent_at)
+    y = np.array([float(n < 4) for n in range(len(rows))])
+    told.learn(replace(batch, target=replace(batch.target, y=y)))
+    mended.learn(batch)
+    others = as_silent(rows[20:30], till, later)  # what becomes known meanwhile fades what was
+    told.learn(others)
+    mended.learn(others)
+    mended.learn(corrections(rows[:4], till, silent_at=silent_at, known_at=rows[0].at))
+    question = till.step([replace_at(row, later + DAY_US) for row in rows])
+    assert features_of(mended.ask(question)) == pytest.approx(features_of(told.ask(question)))
+
+
+def test_losses_as_issued_of_a_corrected_silence_are_those_of_its_label_in_time() -> None:
+    rows, till = payments(14, 24), Till()
+    till.step(rows)
+    risks = np.column_stack([np.linspace(0.01, 0.9, 24), np.full(24, 0.2)])
+    late, silent = build_cohort("risk"), as_silent(rows, till, rows[-1].at)
+    first = late.mature(silent, risks)
+    mended = corrections(rows[:5], till, silent_at=rows[-1].at, known_at=rows[-1].at)
+    then = late.mature(mended, risks[:5])
+    y = np.array([float(n < 5) for n in range(24)])
+    in_time = build_cohort("risk").mature(replace(silent, target=replace(silent.target, y=y)), risks)
+    for arm in late.arms:
+        found = [first.losses[arm], then.losses[arm]]
+        total = sum(losses[name].sum for losses in found for name in ("risk", "risk_corrected") if name in losses)
+        assert total == pytest.approx(in_time.losses[arm]["risk"].sum)
+        assert sum(losses["risk"].count for losses in found) == in_time.losses[arm]["risk"].count == 24
+        assert (then.losses[arm]["risk_corrected"].count, then.losses[arm]["risk_mature"].count) == (0, 5)
+
+
+def test_what_follows_a_gradient_takes_a_correction_as_it_is() -> None:
+    rows, till = payments(15, 24), Till()
+    till.step(rows)
+    mended = corrections(rows[:5], till, silent_at=rows[-1].at, known_at=rows[-1].at)
+    plain = replace(mended, target=replace(mended.target, supersedes=None, superseded_at=None))
+    left, right = Risk(), Risk()
+    left.learn(mended)
+    right.learn(plain)
+    assert all(torch.equal(one, right.state()[name]) for name, one in left.state().items())

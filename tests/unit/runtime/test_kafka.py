@@ -102,6 +102,18 @@ def test_what_is_produced_is_consumed_with_its_times_and_offsets(topics: KafkaCo
     consumer.close()
 
 
+def test_the_offsets_after_the_last_records_are_told_by_topic_id(topics: KafkaConfig) -> None:
+    producer = kafka.producer(topics)
+    for _ in range(3):
+        producer.produce(topics.physical("labels"), key=b"k", value=b"v", partition=0)
+        assert producer.flush(10) == 0
+    described = kafka.describe(topics, ["labels", "items"])
+    found = kafka.latest_offsets(topics, ["labels", "items"], client=kafka.admin(topics), timeout_s=10.0)
+    assert found[described["labels"].topic_id, "labels", 0] == 3
+    assert sum(found.values()) == 3
+    assert len(found) == described["labels"].partitions + described["items"].partitions
+
+
 def test_a_group_member_gets_physical_names_in_on_assign(topics: KafkaConfig) -> None:
     assigned: list[TopicPartition] = []
     consumer = kafka.consumer(

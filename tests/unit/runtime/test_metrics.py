@@ -14,7 +14,7 @@ _UNITS = ("_total", "_seconds", "_bytes", "_rows", "_records", "_entries", "_req
 _WITHOUT_UNIT = {"driftline_ready", "driftline_train_step", "driftline_score_snapshot_step", "driftline_train_loss"}
 _WITHOUT_UNIT |= {"driftline_score_kafka_up", "driftline_drift_input", "driftline_drift_step"}
 _WITHOUT_UNIT |= {"driftline_export_snapshot_step", "driftline_ingest_topic_danger"}
-_LABELS = {"topic", "partition", "reason", "outcome", "learner", "arm", "loss", "client", "part", "way", "state"}
+_LABELS = {"age", "topic", "partition", "reason", "outcome", "learner", "arm", "loss", "client", "part", "way", "state"}
 _LABELS |= {"subject", "series", "detector", "branch"}  # of drift
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 
@@ -23,14 +23,17 @@ from contracts.topics import LABELS, PAYMENT, USER
 from learners.baselines.risk import columns
 from learners.batch import Batch, TargetKind
 from learners.cohort import Cohort, CohortReport
-from storage import journal, log, predictions, snapshots
+from storage import journal, labels, log, offsets, predictions, snapshots
 from storage.engine import open_engine
 from storage.journal import Seat, Step
+from storage.labels import Resolution
 from storage.sequences import SequenceEvent
 from storage.vocabulary import Vocabulary
 from streams.course import Course, Plan, make_deterministic
 from streams.merge import LabelRow, LogRow, Merge, Row, runs_of
+from streams.silences import Silences, SilenceWatch
 from tests.integration.learning import Given, Place, Scribe, Told, streams_of, undone
+from tests.unit.streams.label_oracle import Oracle, Taken
 
 SECOND = 1_000_000
 LAST_N = 4
@@ -56,6 +59,8 @@ class Happening(NamedTuple):
     early_ref: int
     """Seconds by which the label's reference time lies before the event."""
     y: float
+    sent: int = 0
+    """Seconds by which its record time lies behind the time when it became known."""
 
 
 happenings = st.builds(
@@ -67,9 +72,14 @@ happenings = st.builds(
     delay=st.one_of(st.none(), st.integers(-9, 60), st.integers(0, 20)),
     early_ref=st.sampled_from([0, 0, 0, 0, 5]),
     y=st.sampled_from([0.0, 1.0]),
+    sent=st.sampled_from([0, 0, 0, 30, 200]),
 )
 worlds = st.lists(happenings, min_size=2, max_size=30)
 cuts = st.sets(st.integers(1, 59), max_size=14)
+HELD_BACK = [Happening(True, "ann", "deli", 0, 1, 0, 1.0, sent=200 if n == 0 else 0) for n in range(30)]
+"""The label of the first payment is sent when all others have come."""
+AHEAD = [Happening(True, "ann", "deli", 0, -9, 0, 1.0)] * 8
+"""Each label comes before its payment."""
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +105,7 @@ def record_us(number: int) -> int:
 
 def written(connection: Connection, world: Sequence[Happening]) -> list[Row]:
     """The world in the log, as the merge gives it back."""
-    labels = list[Told]()
+    told = list[Told]()
     rows: dict[Place, list[Given | Told]] = {place: [] for place in PLACES}
     for number, one in enumerate(world):
         place = (PAYMENT, ord(one.user[0]) % 2) if one.payment else (USER, 0)
@@ -107,9 +117,10 @@ def written(connection: Connection, world: Sequence[Happening]) -> list[Row]:
         if one.delay is not None:
             told_at = record_us(number) + one.delay * SECOND
             subject, ref_time = f"{place[0]}-{place[1]}-{offset}", at - one.early_ref * SECOND
-            labels.append(Told(0, told_at, told_at, one.user, subject, ref_time, one.y))
-    ordered = sorted(labels, key=lambda told: told.record_at)
-    rows[LABELS, 0] = [told._replace(offset=offset) for offset, told in enumerate(ordered)]
+            sent_at = told_at + one.sent * SECOND
+            told.append(Told(0, sent_at, told_at, one.user, subject, ref_time, one.y))
+    ordered = sorted(told, key=lambda one: one.record_at)
+    rows[LABELS, 0] = [one._replace(offset=offset) for offset, one in enumerate(ordered)]
     return merged(connection, rows)
 
 
@@ -167,24 +178,53 @@ class Walk:
         self.seat: Seat = journal.take_seat(connection, learner="risk", version="1", config={})[0]
         self.cohort = Watched(plan.fresh())
         self.course = Course(plan, self.cohort, {}, front=None, seat=self.seat)
+        self.watch = SilenceWatch(self.course, asked=lambda: None)
+        self.silent: bool = plan.horizon_us is not None
         self.steps: list[Step] = []
+        self.taken: list[Taken] = []
         self.learnt: list[list[int]] = []
         """Events whose outcome each step learnt."""
 
+    def silences(self) -> Silences:
+        """Of the next step, as far as the log goes."""
+        ends, merge = offsets.watermark(self.connection), self.course.merge
+        merge.refresh(self.connection)
+        merge.set_ends(ends)
+        assert merge.settled()
+        return self.watch.bounded(self.connection, ends)
+
     def step(self, rows: Sequence[Row]) -> None:
-        ticks = self.course.silences(self.connection)
+        found = self.silences() if self.silent else Silences()
         step = Step(
             number=len(self.steps), rows=runs_of(rows), front=None, idle=(), late=0, snapshot=False, actions=(),
-            ticks=ticks, cursor=dict(self.course.cursor),
+            ticks=found.ticks, cursor=dict(self.course.cursor), drained=found.drained,
+            task_clock=None if found.clock is None else log.time_of(found.clock),
         )  # fmt: skip
         journal.append(self.connection, self.seat, step)
         self.steps.append(step)
+        self.taken.append(Taken(rows, frozenset(subject for _, subject in found.ticks), found.clock))
         before = len(self.cohort.matured)
-        self.course.learn(self.connection, rows, number=step.number, ticks=ticks)
+        self.course.learn(self.connection, rows, number=step.number, ticks=step.ticks, task_clock=step.task_clock)
         self.learnt.append([key for key, *_ in self.cohort.matured[before:]])
+        if self.silent:
+            for run in step.rows:
+                self.course.merge.pop_run(self.connection, run)
+
+    def finish(self) -> None:
+        """Silences that are left when everything is read."""
+        while self.silences().ticks:
+            self.step([])
+
+    def fates(self) -> dict[tuple[int, int], str]:
+        """What came of each label, by its place."""
+        found = self.connection.execute(text("SELECT stream_id, position, resolution FROM label_resolution"))
+        return {(row.stream_id, row.position): row.resolution or "waiting" for row in found}
 
     def table(self) -> list[Any]:
         return list(self.connection.execute(text("SELECT * FROM prediction ORDER BY user_id, subject")))
+
+    def labels(self) -> list[Any]:
+        return list(self.connection.execute(text("SELECT * FROM label_resolution ORDER BY stream_id, position")))
 
 
 def subject_of(row: LabelRow) -> int:
@@ -230,9 +270,10 @@ def test_an_outcome_is_learnt_in_the_first_step_that_covers_both_and_sees_what_i
             assert (seen, y) == expected[key][1:]
             if seen == walk.cohort.asked[key][1] and on_time(rows, key):
                 assert x == walk.cohort.asked[key][0], "to the bit"
-        waiting = walk.course.tensors()["waiting/waiting"]
+        waiting = {row.subject for row in walk.labels() if row.resolution is None}
         told = {subject_of(row) for row in rows if isinstance(row, LabelRow)}
-        assert set(waiting[:, 0].tolist()) == told - set(expected), "labels of visits wait for a payment"
+        assert waiting == told - set(expected), "labels of visits wait for a payment"
+        assert walk.fates() == Oracle(horizon_us=None, correction_us=None).run(walk.taken).fates
 
 
 def on_time(rows: Sequence[Row], key: int) -> bool:
@@ -242,6 +283,8 @@ def on_time(rows: Sequence[Row], key: int) -> bool:
 
 
 @given(worlds, cuts, st.integers(0, 14))
+@example(HELD_BACK, {20, 40, 50}, 2)
+@example(AHEAD, {3, 6, 9}, 0)
 @property_test
 def test_a_course_repeated_from_any_step_gives_the_same_bytes_and_the_same_rows(
     connection: Connection, world: list[Happening], cut: set[int], taken_up_at: int
@@ -255,49 +298,68 @@ def test_a_course_repeated_from_any_step_gives_the_same_bytes_and_the_same_rows(
                 tensors, cursor, front = walk.course.tensors(), dict(walk.course.cursor), walk.course.recent
                 tensors = {name: array.copy() for name, array in tensors.items()}
             walk.step(step)
-        while walk.course.silences(connection):
-            walk.step([])
-        before = walk.table()
+        walk.finish()
+        before, settled = walk.table(), walk.labels()
         for seat in (walk.seat, None):
             again = Course(SILENT, SILENT.fresh(), cursor, front=front, seat=seat)
             again.load(tensors)
             for stored in journal.steps(connection, "risk", 1, taken_up_at, len(walk.steps)):
-                assert stored.ticks == walk.steps[stored.number].ticks
+                assert stored == walk.steps[stored.number]
                 again.repeat(connection, stored)
             assert snapshots.digest(again.tensors()) == snapshots.digest(walk.course.tensors())
-            assert walk.table() == before
+            assert (walk.table(), walk.labels()) == (before, settled)
+
+
+def until_of(rows: Sequence[Row], taken: int) -> int | None:
+    """The rule W2: up to where silences end once so many rows are taken, all others being on their way."""
+    times: dict[int, list[int]] = {}
+    for row in rows[:taken]:
+        if isinstance(row, LabelRow) or row.topic == PAYMENT:
+            at = row.known_at if isinstance(row, LabelRow) else row.event.at
+            times.setdefault(row.stream_id, []).append(at)
+    clocks = {stream: sorted(some[-9:])[(len(some[-9:]) - 1) // 2] for stream, some in times.items()}
+    paying = {row.stream_id for row in rows if row.topic == PAYMENT}
+    telling = {row.stream_id for row in rows if row.topic == LABELS}
+    left = {row.stream_id for row in rows[taken:]}
+    if not paying & clocks.keys() or not telling & clocks.keys():
+        return None
+    bounds = [clocks.get(stream, -(2**62)) for stream in (paying | telling) & left]
+    return min([max(clocks[stream] for stream in paying & clocks.keys()), *bounds])
 
 
 @given(worlds, cuts)
+@example(HELD_BACK, {20, 40, 50})
 @property_test
-def test_silence_to_the_horizon_is_a_negative_label_once_and_whoever_speaks_later_is_not_heard(
+def test_silence_to_the_horizon_is_a_negative_label_once_and_whoever_speaks_later_corrects_it(
     connection: Connection, world: list[Happening], cut: set[int]
 ) -> None:
     with undone(connection):
         rows, walk = written(connection, world), Walk(connection, SILENT)
-        fronts = list[int]()
         for step in steps_of(rows, cut):
-            fronts.append(-1 if walk.course.front is None else walk.course.front)
             walk.step(step)
-        while walk.course.silences(connection):
-            assert walk.course.front is not None
-            fronts.append(walk.course.front)
-            walk.step([])
+        walk.finish()
         at = {row.event.key: row.event.at for row in rows if isinstance(row, LogRow) and row.topic == PAYMENT}
-        ticked = {subject: step.number for step in walk.steps for _, subject in step.ticks}
-        keys = [key for key, *_ in walk.cohort.matured]
-        assert len(keys) == len(set(keys))
-        for key, number in ticked.items():
-            assert fronts[number] >= at[key] + HORIZON
-        for key, _, _, y, known_at in walk.cohort.matured:
-            silent = key in ticked and known_at == at[key] + HORIZON and y == 0.0
-            assert silent or any(
-                isinstance(row, LabelRow) and subject_of(row) == key and (row.value, row.known_at) == (y, known_at)
-                for row in rows
-            )
-        assert walk.course.front is not None
-        open_ = set(at) - set(keys)
-        assert all(at[key] + HORIZON > walk.course.front for key in open_)
+        done = 0
+        for taken in walk.taken:
+            until = until_of(rows, done)
+            assert until is not None or not taken.ticked
+            assert all(until is not None and at[key] + HORIZON <= until for key in taken.ticked)
+            done += len(taken.rows)
+        oracle = Oracle(horizon_us=HORIZON, correction_us=None).run(walk.taken)
+        assert walk.fates() == oracle.fates
+        assert world is not HELD_BACK or "corrected" in oracle.fates.values()
+        known = {row.subject: (row.corrected_value, row.value, row.silent) for row in walk.table()}
+        assert known == {
+            key: (one.corrected, one.value, one.silent if one.value is not None else None)
+            for key, one in oracle.subjects.items()
+        }
+        learnt = [(key, y) for key, _, _, y, _ in walk.cohort.matured]
+        expected = [(key, one.value) for key, one in oracle.subjects.items() if one.value is not None]
+        expected += [(key, one.corrected) for key, one in oracle.subjects.items() if one.corrected]
+        assert sorted(learnt) == sorted(expected), "each outcome once, and each correction once"
+        until = until_of(rows, len(rows))
+        open_ = {key for key, one in oracle.subjects.items() if one.value is None}
+        assert until is None or all(at[key] + HORIZON > until for key in open_)
         assert predictions.count_open(connection, "risk", 1) == len(open_)
 
 
@@ -318,9 +380,11 @@ def test_of_two_labels_the_first_counts_and_those_of_other_tasks_or_of_users_are
         walk.step([row._replace(offset=n) for n, row in enumerate(more)])
         assert walk.course.outcomes is not None
         handled = walk.course.outcomes.handled
-        assert (handled.learnt, handled.passed_over, handled.waiting) == (1, 3, 0)
-        walk.step([first._replace(offset=4, value=0.0)])
-        assert (handled.learnt, walk.course.outcomes.handled.passed_over) == (1, 1)
+        assert dict(handled.labels) == {
+            Resolution.LEARNT: 1, Resolution.OTHER_TASK: 1, Resolution.NO_SUBJECT: 1, Resolution.CONTRADICTING: 1,
+        }  # fmt: skip
+        walk.step([first._replace(offset=4, value=0.0), first._replace(offset=5)])
+        assert dict(walk.course.outcomes.handled.labels) == {Resolution.CONTRADICTING: 1, Resolution.REPEATED: 1}
         assert [y for *_, y, _ in walk.cohort.matured] == [1.0]
 
 
@@ -329,15 +393,17 @@ def test_a_time_leap_closes_the_silent_in_portions_oldest_first(
 ) -> None:
     monkeypatch.setattr("streams.outcomes.TICKS", 3)
     with undone(connection):
+        labels.assume_complete(connection, "fraud")
         quiet = Happening(True, "ann", "deli", 0, None, 0, 0.0)
         rows, walk = written(connection, [quiet] * 30), Walk(connection, SILENT)
         walk.step(rows)
         closed = []
-        while ticks := walk.course.silences(connection):
+        while ticks := walk.silences().ticks:
             walk.step([])
             closed.append([key for _, key in ticks])
-        due = [row.event.key for row in rows if isinstance(row, LogRow) and row.event.at + HORIZON <= record_us(29)]
-        assert [len(keys) for keys in closed] == [3, 3, 3, 3, 3]
+        clock = record_us(25)  # the median of the last nine
+        due = [row.event.key for row in rows if isinstance(row, LogRow) and row.event.at + HORIZON <= clock]
+        assert [len(keys) for keys in closed] == [3, 3, 3, 2]
         assert [key for keys in closed for key in keys] == due
 
 
@@ -345,26 +411,34 @@ def test_a_prediction_whose_event_an_erasure_took_goes_with_its_tick_and_teaches
     connection: Connection,
 ) -> None:
     with undone(connection):
+        labels.assume_complete(connection, "fraud")
         quiet = Happening(True, "ann", "deli", 0, None, 0, 0.0)
-        rows, walk = written(connection, [quiet] * 20), Walk(connection, SILENT)
+        rows, walk = written(connection, [quiet] * 24), Walk(connection, SILENT)
         walk.step(rows)
-        due = len(walk.course.silences(connection))
+        due = len(walk.silences().ticks)
         assert due == 5
         connection.execute(text("DELETE FROM user_segment"))
         walk.course.learn(connection, [], erased=frozenset({b"somebody"}), number=1)
         walk.step([])
-        assert walk.course.silences(connection) == ()
-        assert (walk.cohort.matured, len(walk.table())) == ([], 20 - due)
+        assert walk.silences().ticks == ()
+        assert (walk.cohort.matured, len(walk.table())) == ([], 24 - due)
 
 
-def test_what_waits_is_let_go_when_too_much_waits(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streams.outcomes.WAITING", 2)
+def test_of_labels_that_come_before_their_event_the_first_waits_and_none_is_let_go(connection: Connection) -> None:
     with undone(connection):
         walk = Walk(connection, PLAN)
         label = LabelRow(0, LABELS, 0, 0, 9, "ann", 5, "fraud", "unknown-0", 1, 1.0)
-        walk.step([label._replace(offset=n, subject=f"unknown-{n}") for n in range(3)])
-        waiting = walk.course.tensors()["waiting/waiting"][:, 0].tolist()
-        assert waiting == [event_key(PAYMENT, "ann", f"unknown-{n}") for n in (1, 2)]
+        walk.step([label._replace(offset=n, subject=f"unknown-{n % 3}", value=float(n < 4)) for n in range(6)])
+        walk.step([label._replace(offset=6)])
+        assert list(walk.fates().values()) == ["waiting"] * 3 + [
+            "repeated",
+            "contradicting",
+            "contradicting",
+            "repeated",
+        ]
+        assert sorted(row.subject for row in walk.labels() if row.resolution is None) == sorted(
+            event_key(PAYMENT, "ann", f"unknown-{n}") for n in range(3)
+        )
 
 
 def test_a_history_beyond_what_is_remembered_is_read_as_it_was(connection: Connection) -> None:
