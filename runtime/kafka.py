@@ -213,8 +213,13 @@ def check(config: KafkaConfig) -> KafkaConfig:
     checked = replace(config, bootstrap=",".join(kafka_options.addresses(config.bootstrap)))
     kafka_options.check(config.options)
     nowhere = replace(config, bootstrap="")
-    consumer(nowhere, group="driftline-check").close()
-    producer(nowhere)
+    # What the client warns of is said by the clients that run, in the log, which may not be set up yet.
+    before, _client_log.disabled = _client_log.disabled, True
+    try:
+        consumer(nowhere, group="driftline-check").close()
+        producer(nowhere)
+    finally:
+        _client_log.disabled = before
     return checked
 
 

@@ -181,7 +181,7 @@ class BatchWriter:
     def _timed(self, outcome: Written, rows: pa.Table) -> Written:
         """With the record times of what was accepted."""
         times = rows["record_at"].cast(pa.int64()).to_numpy()
-        ahead = np.flatnonzero(far(self._last[outcome.claim.stream_id], times))
+        ahead = np.flatnonzero(far(self._last.get(outcome.claim.stream_id, _NONE), times))
         return replace(outcome, times=times, far=tuple(rows["offset"].to_numpy()[ahead].tolist()))
 
     def _suppressed_rows(self, rows: pa.Table) -> NDArray[np.bool_]:

@@ -438,8 +438,8 @@ def _(stage: Stage) -> None:
     stage.until("score.model")
     assert stage.ask(json={"user_id": f"{PERSON}-anna"}) == 200
     stage.sql("ALTER TABLE user_segment RENAME TO elsewhere")  # SQLAlchemy's error shows what was asked with
-    assert stage.ask(json={"user_id": f"{PERSON}-anna"}) == 500
-    stage.until("score.failed")
+    assert stage.ask(json={"user_id": f"{PERSON}-anna"}) == 503
+    stage.until("score.postgres_away")
 
 
 @fault("backends killed while `score` answers")

@@ -114,7 +114,12 @@ def test_ingest_says_within_seconds_that_postgres_hangs_and_goes_on_when_it_wake
 
 @pytest.mark.parametrize(
     ("verb", "options"),
-    [("train", ["--learner", "markov"]), ("export", []), ("score", ["--learner", "markov"]), ("maintain", [])],
+    [
+        ("train", ["--learner", "markov"]),
+        ("export", []),
+        ("score", ["--learner", "markov"]),
+        pytest.param("maintain", [], marks=pytest.mark.slow),  # its statements may take a minute
+    ],
 )
 def test_each_process_says_that_postgres_hangs(
     own_database: str, tansu_topics: KafkaConfig, tmp_path: Path, free_port: int, verb: str, options: list[str]

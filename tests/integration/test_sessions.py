@@ -253,7 +253,7 @@ def test_a_line_end_behind_the_address_is_no_part_of_the_database(database: str,
     user = make_url(database)
     socket = user.query["host"]
     for url in (database, f"host={socket} dbname={user.database} user=postgres"):
-        code, said = verb(url + edge, "status", "--json")
+        code, said = verb(url + edge, "dlq", "list", "--json")
         assert code == Exit.DONE, said
 
 

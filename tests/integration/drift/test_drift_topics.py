@@ -52,4 +52,4 @@ def test_train_tells_types_and_confidence_of_each_step(
         assert step.confidence is not None
         assert step.confidence.rows == step.losses["learner"]["error"].rows
         assert 0 < step.confidence.sum <= step.confidence.rows
-    assert steps[0].schema == "1.1"
+    assert steps[0].schema == "1.2"

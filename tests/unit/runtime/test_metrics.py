@@ -13,7 +13,7 @@ from runtime import metrics
 _UNITS = ("_total", "_seconds", "_bytes", "_rows", "_records", "_entries", "_requests", "_users", "_events")
 _WITHOUT_UNIT = {"driftline_ready", "driftline_train_step", "driftline_score_snapshot_step", "driftline_train_loss"}
 _WITHOUT_UNIT |= {"driftline_score_kafka_up", "driftline_drift_input", "driftline_drift_step"}
-_WITHOUT_UNIT |= {"driftline_export_snapshot_step", "driftline_ingest_topic_danger"}
+_WITHOUT_UNIT |= {"driftline_export_snapshot_step", "driftline_ingest_topic_danger", "driftline_train_loss_excess"}
 _LABELS = {"age", "topic", "partition", "reason", "outcome", "learner", "arm", "loss", "client", "part", "way", "state"}
 _LABELS |= {"subject", "series", "detector", "branch"}  # of drift
 
