@@ -8,7 +8,9 @@ as the process is dead, on whatever machine the next one starts, and no two sess
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import chain, count
 
 from sqlalchemy import Connection, text
@@ -30,8 +32,19 @@ class Slot:
     """A place in the consumer group that this process alone has, as long as its session lives."""
 
     number: int
-    instance_id: str
-    """Kafka's `group.instance.id`."""
+    name: str
+    """Of this slot alone, whatever else uses the same Kafka."""
+
+    def instance_id(self, topics: Iterable[tuple[str, int]]) -> str:
+        """Kafka's `group.instance.id`: another one as soon as a topic is another or has more partitions.
+
+        Whoever comes back under an id gets what the group had assigned to it, without a look at the topics: partitions
+        that were added meanwhile would belong to nobody.
+
+        :param topics: id and number of partitions of each topic.
+        """
+        layout = blake2b(repr(sorted(topics)).encode(), digest_size=4).hexdigest()
+        return f"{self.name}-{layout}"
 
 
 def take(connection: Connection, group: str, *, prefer: int = 0) -> Slot:

@@ -136,7 +136,9 @@ class Membership:
             on_revoke=self._revoked,
             on_lost=self._lost,
             session_timeout_s=self._settings.session_timeout_s,
-            instance_id=self._slot.instance_id if self._slot else None,
+            instance_id=self._slot.instance_id((each.topic_id, each.partitions) for each in self._described.values())
+            if self._slot
+            else None,
         )
 
     # -- the loop --

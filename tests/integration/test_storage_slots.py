@@ -51,7 +51,21 @@ def test_groups_do_not_share_slots_and_ids_name_the_database(connect: Connect) -
     first, second = connect(), connect()
     assert [number(first, group="one"), number(second, group="two")] == [0, 0]
     with first.begin():
-        one, two = (slots.take(first, name).instance_id for name in ("three", "four"))
+        one, two = (slots.take(first, name).name for name in ("three", "four"))
     assert one == two
     assert one.startswith("driftline-")
     assert len(one.split("-")) == 4
+
+
+def test_topics_that_grew_or_were_made_again_give_a_slot_another_id(connect: Connect) -> None:
+    """Kafka gives who comes back under an id what it had, and added partitions would belong to nobody."""
+    first = connect()
+    with first.begin():
+        slot = slots.take(first, "group")
+    before = slot.instance_id([("user-id", 4), ("label-id", 3)])
+    assert before == slot.instance_id([("label-id", 3), ("user-id", 4)])
+    assert before.startswith(f"{slot.name}-")
+    others = {
+        slot.instance_id(topics) for topics in ([("user-id", 6), ("label-id", 3)], [("new-id", 4), ("label-id", 3)])
+    }
+    assert len({before, *others}) == 3
