@@ -17,6 +17,7 @@ from runtime import kafka
 from runtime import settings as all_settings
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Usage
+from runtime.redaction import Secrets
 from runtime.settings import Settings
 from storage import migrate
 from storage.engine import mapped_errors, open_engine
@@ -76,7 +77,10 @@ class Session:
         settings = self.settings
         if settings.kafka_bootstrap is None:
             raise Usage("no Kafka is given", where="setting DRIFTLINE_KAFKA_BOOTSTRAP", todo=f"set it; or, {_UP}")
-        return kafka.check(KafkaConfig(settings.kafka_bootstrap, settings.kafka_options, settings.topic_prefix))
+        try:
+            return kafka.check(KafkaConfig(settings.kafka_bootstrap, settings.kafka_options, settings.topic_prefix))
+        except Usage as error:  # the client's words may repeat a value
+            raise Usage(Secrets(settings.secrets()).hide(error.what), where=error.where, todo=error.todo) from None
 
     def check_tables(self) -> None:
         """:raises Usage: the database is not at this version's tables. :raises Unavailable: it is away."""

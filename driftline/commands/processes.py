@@ -73,9 +73,11 @@ def ingest(context: typer.Context, once: Once = False, port: OptionalPort = None
     from streams.ingest import Ingest
 
     call = session(context)
-    settings, url, kafka = call.settings.ingest, call.postgres_url, call.kafka
-    with long_running(call, "ingest", settings.port if port is None else port.number) as (health, stop):
-        process = Ingest(postgres_url=url, kafka_config=kafka, settings=settings, health=health, stop=stop)
+    settings = call.settings.ingest
+    with long_running(call, "ingest", settings.port if port is None else port.number, kafka=True) as (health, stop):
+        process = Ingest(
+            postgres_url=call.postgres_url, kafka_config=call.kafka, settings=settings, health=health, stop=stop
+        )
         totals = process.run(once=once)
     if json:
         as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
@@ -104,13 +106,13 @@ def train(
     from streams.train import Train
 
     call = session(context)
-    settings, url, kafka = call.settings.train, call.postgres_url, call.kafka
+    settings = call.settings.train
     if learner is not None:
         settings = settings.model_copy(update={"learner": learner})
-    with long_running(call, "train", settings.port if port is None else port.number) as (health, stop):
+    with long_running(call, "train", settings.port if port is None else port.number, kafka=True) as (health, stop):
         process = Train(
-            postgres_url=url,
-            kafka_config=kafka,
+            postgres_url=call.postgres_url,
+            kafka_config=call.kafka,
             snapshots=call.settings.snapshots,
             settings=settings,
             health=health,
@@ -139,15 +141,15 @@ def score(
     call = session(context)
     given = {"learner": learner, "port": port}
     settings = call.settings.score.model_copy(update={name: v for name, v in given.items() if v is not None})
-    kafka = None if call.settings.kafka_bootstrap is None else call.kafka
-    with long_running(call, "score", None) as (health, stop):  # its pages are its own server's
+    has_kafka = call.settings.kafka_bootstrap is not None
+    with long_running(call, "score", None, kafka=has_kafka) as (health, stop):  # its pages are its own server's
         Score(
             postgres_url=call.postgres_url,
             snapshots=call.settings.snapshots,
             settings=settings,
             health=health,
             stop=stop,
-            kafka=kafka,
+            kafka=call.kafka if has_kafka else None,
         ).run()
 
 
@@ -193,7 +195,10 @@ def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = Fals
 
     call = session(context)
     settings = call.settings.drift
-    with long_running(call, "drift", settings.port if port is None else port.number, tables=False) as (health, stop):
+    with long_running(call, "drift", settings.port if port is None else port.number, tables=False, kafka=True) as (
+        health,
+        stop,
+    ):
         totals = Drift(kafka_config=call.kafka, settings=settings, health=health, stop=stop).run()
     if json:
         as_json({**asdict(totals), "peak_rss_bytes": peak_rss_bytes()}, indent=False)
@@ -202,15 +207,19 @@ def drift(context: typer.Context, port: OptionalPort = None, json: AsJson = Fals
 
 
 @contextmanager
-def long_running(call: Session, name: str, port: int | None, *, tables: bool = True) -> Iterator[tuple[Health, Stop]]:
+def long_running(
+    call: Session, name: str, port: int | None, *, tables: bool = True, kafka: bool = False
+) -> Iterator[tuple[Health, Stop]]:
     """What a long-running process has around it: log lines, health, metrics, a way to stop.
 
-    :param tables: it needs Postgres.
+    :param tables: it needs Postgres. :param kafka: it needs Kafka, whose options are looked at first.
     """
     settings = call.settings
     configure_logging(settings.log_format, settings.log_level, process=name, hidden=settings.secrets())
     catch_the_uncaught()
     failpoints.arm(settings.failpoint)
+    if kafka:
+        _ = call.kafka  # what is wrong with its options is told in the log, before anything runs
     if tables:
         call.check_tables()
     health, stop = Health(name), Stop()
