@@ -1,6 +1,6 @@
 """What `drift` finds: thresholds fixed on worlds without a change, told on others.
 
-    python -m benchmarks.drift thresholds     # seeds 0-19 without a change -> the constants of streams/detectors.py
+    python -m benchmarks.drift thresholds     # seeds 0-19 without a change -> constants of streams/drift/detectors.py
     python -m benchmarks.drift report         # seeds 100-119: found, delay in events, false alarms
     python -m benchmarks.drift labels         # the same seeds: rates of fraud that stay, double and grow fivefold
     python -m benchmarks.drift stackoverflow  # every alarm over two years of badges
@@ -40,7 +40,7 @@ from benchmarks.drift_streams import labels, stackoverflow
 from benchmarks.recordings import DATA
 from contracts.records import Progress
 from driftline.simulate.scenario import DAY_S, Drift, Scenario
-from streams.detectors import BUDGET, THRESHOLDS, Thresholds
+from streams.drift.detectors import BUDGET, THRESHOLDS, Thresholds
 
 THRESHOLD_SEEDS, REPORT_SEEDS = range(20), range(100, 120)
 NEVER = 1e9

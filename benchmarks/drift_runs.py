@@ -15,16 +15,16 @@ from contracts.codec import encode
 from contracts.records import DriftAlarm, Progress
 from driftline.simulate.scenario import DAY_S, Drift, Scenario
 from driftline.simulate.schedule import changes
-from runtime.kafka import Stream
-from streams.detectors import THRESHOLDS, Thresholds
-from streams.signals import Signals, of_label, of_progress
-from streams.watch import OpenBlock, Watch, added, closed, emptied
+from runtime.kafka import PartitionOfTopic
+from streams.drift.detectors import THRESHOLDS, Thresholds
+from streams.drift.drift_series import Signals, of_label, of_progress
+from streams.drift.subject_state import OpenBlock, Watch, added, closed, emptied
 
 FOLDER = ROOT / "build" / "bench" / "drift"
 DAYS, CHANGE_DAY, LASTS_DAYS = 20.0, 12.0, 2.0
 
-STREAM = Stream(cluster_id="", topic_id="", topic=topics.PROGRESS, partition=0)
-LABELS = Stream(cluster_id="", topic_id="", topic=topics.LABELS, partition=0)
+STREAM = PartitionOfTopic(cluster_id="", topic_id="", topic=topics.PROGRESS, partition=0)
+LABELS = PartitionOfTopic(cluster_id="", topic_id="", topic=topics.LABELS, partition=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def run(records: Iterable[Progress], chosen: Thresholds = THRESHOLDS) -> Alarmed
     return told(map(of_progress, records), STREAM, chosen)
 
 
-def told(signals: Iterable[Signals], stream: Stream, chosen: Thresholds = THRESHOLDS) -> Alarmed:
+def told(signals: Iterable[Signals], stream: PartitionOfTopic, chosen: Thresholds = THRESHOLDS) -> Alarmed:
     """What `drift` says of one subject."""
     watch, block, events = Watch(), OpenBlock(), 0
     alarms: list[tuple[int, DriftAlarm]] = []

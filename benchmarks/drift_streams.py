@@ -14,16 +14,16 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
+from contexts.batch_builder import strings
 from contracts import topics
 from contracts.records import Label, LossSum, Progress
 from driftline.simulate.scenario import Scenario
 from driftline.simulate.simulation import Simulation
-from learners.batch import Batch, Context, Origin, Query, Target, TargetKind
-from learners.cohort import Cohort
-from learners.floors import MarkovFloor
-from learners.references import WARMUP_EVENTS, Frozen
-from runtime.context import strings
-from streams.progress import confidence_of
+from learners.arms.frozen import WARMUP_EVENTS, Frozen
+from learners.arms.group import ArmGroup
+from learners.baselines.markov import MarkovCounts
+from learners.contract.batch import Batch, Context, Origin, Query, Target, TargetKind
+from streams.train.progress import confidence_of
 
 STEP_ROWS = 32
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -73,14 +73,14 @@ def stackoverflow(folder: Path) -> Iterator[Row]:
 
 def progress(rows: Iterable[Row]) -> Iterator[Progress]:
     """What `train` would tell of the counting learner and of itself frozen after the warm-up."""
-    cohort = Cohort(MarkovFloor(), {"frozen": Frozen(MarkovFloor(), warmup_events=WARMUP_EVENTS)})
+    arm_group = ArmGroup(MarkovCounts(), {"frozen": Frozen(MarkovCounts(), warmup_events=WARMUP_EVENTS)})
     sequences: dict[str, tuple[Seen, ...]] = {}
     iterator = iter(rows)
     for number in range(10**9):
         step = list(islice(iterator, STEP_ROWS))
         if not step:
             return
-        report = cohort.step(_batch(step, sequences))
+        report = arm_group.step(_batch(step, sequences))
         times = [datetime.fromtimestamp(row.event.at / 1e6, UTC) for row in step]
         types: dict[str, int] = {}
         for row in step:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.erasure --users 3800 --erase 100 --json build/bench/erasure.json
 
-A simulated world goes through a real Kafka into Postgres and is sealed; each learner learns its beginning. Then
+A simulated world goes through a real Kafka into Postgres and is compacted; each learner learns its beginning. Then
 users are erased, each learner forgets and goes on, and the whole topics are replayed into a fresh database that
 knows of the first one who is suppressed, by keyed hash, and nothing else. Every table and file of both is
 searched for the ids. 3,800 users make about 1,000,000 events. Beside it, a control: the same world learnt as far
@@ -29,7 +29,7 @@ from benchmarks.servers import ROOT, Absent, create_database
 from benchmarks.service import Scope, Service, service
 from contracts import topics
 from contracts.records import Progress
-from driftline.audit_traces import traces
+from driftline.audit.byte_traces import traces
 from driftline.simulate.encoding import user_id
 from runtime import kafka
 from storage import migrate
@@ -78,7 +78,7 @@ def measure(servers: Service, asked: argparse.Namespace) -> dict[str, Any]:
     world = ("simulate", "--users", str(asked.users), "--days", str(asked.days))
     found["sent"] = scope.told(*world)
     found["ingest"] = scope.told("ingest", "--once")
-    found["sealing"] = scope.told("maintain", "--once")
+    found["compaction"] = scope.told("maintain", "--once")
     for learner in LEARNERS:
         learn(scope, learner, asked.learn)
     found["before"] = {"traces": places(scope, gone), "snapshots": marked(scope), "events": entries(scope)[0]}

@@ -4,7 +4,7 @@
 
 The first and the last part are put on the topic and taken in by an `ingest` process. Those between are written as
 `ingest` writes them (log, sequences and offset of a stream, 250,000 events a transaction) without Kafka. After each
-part everything is sealed, as `maintain` would. A rate is what was committed after the first batch over the time
+part everything is compacted, as `maintain` would. A rate is what was committed after the first batch over the time
 from the first commit to the last: start of the process, group join and duplicate filter lie before that. Users are
 drawn uniformly, the hard case.
 """
@@ -34,17 +34,18 @@ from contracts import topics
 from contracts.codec import encode
 from contracts.records import UserEvent
 from runtime.kafka import KafkaConfig, create_topics
-from storage import log, offsets, sequences
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.offsets import Advance, Stream
-from storage.sequences import NewEvents
-from storage.vocabulary import Vocabulary
+from storage.log import event_log, offsets
+from storage.log.offsets import Advance, KafkaPartitionId
+from storage.sequences import user_sequences
+from storage.sequences.user_sequences import NewEvents
 
 ITEMS = 50_000
 START_US, STEP_US = int(FIRST.timestamp() * 1_000_000), int(STEP.total_seconds() * 1_000_000)
 BATCH = 250_000
-"""Events of a transaction of `fill`: larger than those of `ingest`, so that there is less to seal."""
-SEAL_ROWS = 2
+"""Events of a transaction of `fill`: larger than those of `ingest`, so that there is less to compact."""
+COMPACT_ROWS = 2
 LIMIT_S = 3600.0
 
 _COMMITS = text("""
@@ -86,7 +87,9 @@ def main() -> int:
                     else:
                         put(place, number, events=asked.events, users=asked.users)
                         parts.append(take(place, records=asked.events))
-                    print(f"part {number + 1}/{asked.parts}: {parts[-1]}, {seal(place)}", file=sys.stderr, flush=True)
+                    print(
+                        f"part {number + 1}/{asked.parts}: {parts[-1]}, {compact(place)}", file=sys.stderr, flush=True
+                    )
                 stored = look(place, events=asked.parts * asked.events, users=asked.users)
     except servers.Absent as absent:
         print(absent, file=sys.stderr)
@@ -130,8 +133,8 @@ def records(number: int, *, events: int, users: int) -> Iterator[Message]:
 def fill(place: Place, number: int, *, events: int, users: int) -> None:
     """One part, written as `ingest` would, from a stream of its own that is finished afterwards."""
     engine = open_engine(place.url, application_name="bench", pooled=True)
-    vocabulary = Vocabulary(engine)
-    stream = Stream(topic=TOPIC, partition=0, topic_id=f"part {number}", cluster_id="bench")
+    vocabulary = Dictionary(engine)
+    stream = KafkaPartitionId(topic=TOPIC, partition=0, topic_id=f"part {number}", cluster_id="bench")
     with engine.begin() as connection:
         offsets.register(connection, {stream: 0})
         [row] = [row for row in offsets.streams(connection) if row.stream == stream]
@@ -142,11 +145,13 @@ def fill(place: Place, number: int, *, events: int, users: int) -> None:
         names = [f"user-{user:06d}" for user in rng.integers(users, size=n).tolist()]
         times = START_US + (number * events + first + np.arange(n)) * STEP_US
         rows = storage.event_rows(rng, names, rng.integers(ITEMS, size=n), times, first=first)
-        end, counts = first + rows.num_rows, log.Counts(read=rows.num_rows, accepted=rows.num_rows)
+        end, counts = first + rows.num_rows, event_log.Counts(read=rows.num_rows, accepted=rows.num_rows)
         with engine.begin() as connection:
-            new = NewEvents(claim=claim, first_offset=first, topic_kind=sequences.USER, rows=rows)
-            sequences.append(connection, [new], vocabulary)
-            log.append(connection, [log.NewSegment(claim=claim, first=first, next=end, counts=counts, rows=rows)])
+            new = NewEvents(claim=claim, first_offset=first, topic_kind=user_sequences.USER, rows=rows)
+            user_sequences.append(connection, [new], vocabulary)
+            event_log.append(
+                connection, [event_log.NewSegment(claim=claim, first=first, next=end, counts=counts, rows=rows)]
+            )
             offsets.advance(connection, [Advance(claim=claim, first=first, next=end)])
     with engine.begin() as connection:
         offsets.retire(connection, [row])
@@ -175,10 +180,10 @@ def take(place: Place, *, records: int) -> dict[str, Any]:
     }
 
 
-def seal(place: Place) -> dict[str, Any]:
+def compact(place: Place) -> dict[str, Any]:
     """Everything that is due."""
     engine = open_engine(place.url, application_name="bench", pooled=True)
-    done = storage.sealed(engine, rows=SEAL_ROWS)
+    done = storage.compacted(engine, rows=COMPACT_ROWS)
     engine.dispose()
     return done
 
@@ -188,14 +193,14 @@ def look(place: Place, *, events: int, users: int) -> dict[str, Any]:
     engine = open_engine(place.url, application_name="bench", pooled=True)
     world = storage.World(engine, users=users, short_ids=False, even=True)
     world.write([storage.LONG] * storage.LONG_EVENTS)
-    storage.sealed(engine, rows=SEAL_ROWS)
+    storage.compacted(engine, rows=COMPACT_ROWS)
     storage.vacuum(engine)
     with engine.connect() as connection:
         cursor = offsets.watermark(connection)
     names = [f"user-{user:06d}" for user in np.random.default_rng(1).integers(users, size=1000).tolist()]
     middle = storage.START_US + storage.LONG_EVENTS // 2 * storage.SECOND_US
     found = {
-        "sealed": storage.sizes(engine, events + storage.LONG_EVENTS),
+        "compacted": storage.sizes(engine, events + storage.LONG_EVENTS),
         "reads_ms": storage.reads(engine, names, cursor, middle=middle),
     }
     engine.dispose()

@@ -3,8 +3,8 @@
     python -m benchmarks.learning --json build/bench/learning.json
 
 Windows are 73.1 days of event time. Losses are nats an event: "time" is -log of the gap's density per day,
-"type" is -log p(type | gap). Every arm sees the same steps; the references are what `learners/references.py`
-and `learners/floors.py` say.
+"type" is -log p(type | gap). Every arm sees the same steps; the references are what `learners/arms/frozen.py`
+and `learners/baselines/markov.py` say.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ import psycopg
 from benchmarks.recordings import DATA
 from benchmarks.servers import ROOT, Absent
 from benchmarks.service import Scope, service
-from learners.baselines.measures import area_under_roc, average_precision, log_loss
-from learners.build import REFERENCES
+from learners.registry import BASELINES
+from learners.tasks.outcome_measures import area_under_roc, average_precision, log_loss
 
-ARMS = ("risk", *REFERENCES["risk"])
+ARMS = ("risk", *BASELINES["risk"])
 UNTAUGHT = timedelta(days=7)
 """No label is known sooner."""
 

@@ -34,7 +34,7 @@ from benchmarks.service import Scope, service
 from contracts import topics
 from contracts.codec import encode
 from contracts.records import UserEvent
-from driftline.supervisor import STEADY_S, Child, supervise
+from driftline.local.supervisor import STEADY_S, Child, supervise
 from runtime import kafka
 from runtime.lifecycle import Stop
 

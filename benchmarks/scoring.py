@@ -36,17 +36,19 @@ import torch
 
 from benchmarks.scoring_worlds import CATALOGUE, Row, World, next_event_states, ranking_states, shopping
 from benchmarks.servers import create_database, postgres
-from learners.build import build
-from learners.synthetic import random_histories
+from learners.contract.made_up.streams import random_histories
+from learners.registry import build
+from runtime.admin_app import Health
 from runtime.lifecycle import Stop
 from runtime.logs import configure_logging
 from runtime.settings import ScoreSettings
-from runtime.telemetry import Health
-from scoring import interests
-from scoring.questions import Question, candidates_of, query_of
-from scoring.score import Score
-from storage import histories, migrate, offsets
-from storage.sequences import HistoryAsk
+from scoring.heads import user_state
+from scoring.heads.request_decoding import Question, candidates_of, query_of
+from scoring.serve.process import Score
+from storage import migrate
+from storage.log import offsets
+from storage.sequences import history_reader
+from storage.sequences.user_sequences import HistoryAsk
 
 USERS: Final = 5_000
 EVENTS: Final = 48
@@ -160,7 +162,7 @@ class Asked:
 
         def read() -> Any:
             with self.world.engine.connect() as connection:
-                return histories.read(connection, asks, offsets.watermark(connection))
+                return history_reader.read(connection, asks, offsets.watermark(connection))
 
         return read, lambda found: learner.predict(*query_of(questions, found, QUANTILES))
 
@@ -170,10 +172,10 @@ class Asked:
 
         def read() -> Any:
             with self.world.engine.connect() as connection:
-                return interests.read(connection, published=published, learner="sdim", questions=questions)
+                return user_state.read(connection, published=published, learner="sdim", questions=questions)
 
         def rank(found: Any) -> Any:
-            shorts = interests.context_of([one.short for one in found])
+            shorts = user_state.context_of([one.short for one in found])
             return published.rank_rows([one.table for one in found], shorts, candidates)
 
         return read, rank

@@ -2,9 +2,10 @@
 
     python -m benchmarks.scoring_histories --json build/bench/scoring-histories.json
 
-One client asks `driftline score --learner sdim` about four users in turn, with 100 to 100,000 purchases each, sealed
-as `maintain` seals them. The window holds them all, so each table is the sum of a whole history; NEW_EVENTS purchases
-lie behind its cursor. For comparison the same after the tables were lost (every answer builds one from the sequence).
+One client asks `driftline score --learner sdim` about four users in turn, with 100 to 100,000 purchases each,
+compacted as `maintain` compacts them. The window holds them all, so each table is the sum of a whole history;
+NEW_EVENTS purchases lie behind its cursor. For comparison the same after the tables were lost (every answer builds
+one from the sequence).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from storage import migrate
 
 LENGTHS: Final = (100, 1_000, 10_000, 100_000)
 BATCHES: Final = 100
-"""In which a history came; sealed after every tenth."""
+"""In which a history came; compacted after every tenth."""
 NEW_EVENTS: Final = 8
 CANDIDATES: Final = 50
 OPTIONS: Final = {"last_n": 131_072}
@@ -56,11 +57,11 @@ def main() -> None:
         world = World(url, Path(folder) / "snapshots", learner="sdim", states=ranking_states(OPTIONS), options=OPTIONS)
         _fill(world)
         with server(world) as port:
-            asyncio.run(_ask(port, 50, "topped_up"))
-            waits = asyncio.run(_ask(port, given.answers, "topped_up"))
+            asyncio.run(_ask(port, 50, "cache_updated"))
+            waits = asyncio.run(_ask(port, given.answers, "cache_updated"))
             with world.engine.begin() as connection:
                 connection.execute(text("TRUNCATE signature_table"))
-            rebuilt = asyncio.run(_ask(port, given.rebuilt, "rebuilt"))
+            rebuilt = asyncio.run(_ask(port, given.rebuilt, "cache_rebuilt"))
     report = _report(waits, rebuilt, busy=busy)
     print(_table_of(report))
     if given.json:
@@ -75,7 +76,7 @@ def _fill(world: World) -> None:
         rows = [one for own in bought.values() for one in own[_part(own, batch) : _part(own, batch + 1)]]
         next_offset = world.write(rows)
         if batch % 10 == 9:
-            world.seal(list(bought))
+            world.compact(list(bought))
     world.publish()
     world.write_tables(world.published(), bought, next_offset)
     world.write(

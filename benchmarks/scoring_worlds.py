@@ -12,27 +12,29 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy import text
 
-from learners.build import build, build_cohort
-from learners.coding import below, prefixed
-from learners.cohort import LEARNER
-from learners.models.sdim import SDIMConfig
-from learners.ranking.online import SDIM
-from learners.ranking.published import Published, next_version, serving
-from learners.synthetic import random_batch
-from learners.vocabulary import rows_for
-from storage import journal, log, offsets, registry, sealing, sequences, signatures, snapshots
+from learners.arms.group import LEARNER
+from learners.contract.made_up.streams import random_batch
+from learners.contract.state_codec import below, prefixed
+from learners.contract.string_index import rows_for
+from learners.models.sdim.embedding_version import EmbeddingVersion, next_version, serving
+from learners.models.sdim.learner import SDIM
+from learners.models.sdim.network import SDIMConfig
+from learners.registry import build, build_group
+from storage.dictionary import Dictionary, Space
 from storage.engine import open_engine
-from storage.offsets import Advance, Stream
-from storage.signatures import StoredSignature, Version
-from storage.vocabulary import Space, Vocabulary
+from storage.learning import journal, signature_rows, snapshot_files, snapshot_registry
+from storage.learning.signature_rows import StoredSignature, TableVersion
+from storage.log import event_log, offsets
+from storage.log.offsets import Advance, KafkaPartitionId
+from storage.sequences import compaction, user_sequences
 
 STATES: Final = 4
 """States that snapshots take in turn, each with weights (and item vectors) of its own."""
 CATALOGUE: Final = 20_000
 State = dict[str, NDArray[Any]]
 
-_STREAM = Stream(topic="events.user", partition=0, topic_id="benchmark", cluster_id="benchmark")
-_NOW = log.time_of(0)
+_STREAM = KafkaPartitionId(topic="events.user", partition=0, topic_id="benchmark", cluster_id="benchmark")
+_NOW = event_log.time_of(0)
 
 
 class Row(NamedTuple):
@@ -54,7 +56,7 @@ class World:
         self.engine = open_engine(url, application_name="benchmark")
         self._options = dict(options)
         self._version = build(learner).version
-        self._vocabulary = Vocabulary(self.engine)
+        self._vocabulary = Dictionary(self.engine)
         self.step = 0
         """Of the newest snapshot."""
         self.snapshot_bytes = sum(array.nbytes for array in states[0].values())
@@ -71,18 +73,18 @@ class World:
             (claim,) = offsets.claim(connection, offsets.streams(connection))
             first, after = claim.next_offset, claim.next_offset + len(rows)
             table = _table(rows, first)
-            counts = log.Counts(read=len(rows), accepted=len(rows))
-            segment = log.NewSegment(claim=claim, first=first, next=after, counts=counts, rows=table)
-            log.append(connection, [segment])
-            new = sequences.NewEvents(claim=claim, first_offset=first, topic_kind=sequences.USER, rows=table)
-            sequences.append(connection, [new], self._vocabulary)
+            counts = event_log.Counts(read=len(rows), accepted=len(rows))
+            segment = event_log.NewSegment(claim=claim, first=first, next=after, counts=counts, rows=table)
+            event_log.append(connection, [segment])
+            new = user_sequences.NewEvents(claim=claim, first_offset=first, topic_kind=user_sequences.USER, rows=table)
+            user_sequences.append(connection, [new], self._vocabulary)
             offsets.advance(connection, [Advance(claim=claim, first=first, next=after)])
         return after
 
-    def seal(self, users: Sequence[str]) -> None:
+    def compact(self, users: Sequence[str]) -> None:
         """As `maintain` does."""
         with self.engine.begin() as connection:
-            sealing.seal(connection, list(self._vocabulary.known(Space.USER, list(users)).values()))
+            compaction.compact(connection, list(self._vocabulary.known(Space.USER, list(users)).values()))
 
     def settle(self) -> None:
         """As autovacuum would within a minute."""
@@ -92,10 +94,10 @@ class World:
     def publish(self) -> None:
         """Makes the next snapshot live."""
         self.step += 1
-        sha256 = snapshots.digest(self.state)
+        sha256 = snapshot_files.digest(self.state)
         config = {"seed": 0, "options": self._options}
-        snapshot = registry.Snapshot(
-            id=registry.snapshot_id(self.learner, 1, self.step),
+        snapshot = snapshot_registry.Snapshot(
+            id=snapshot_registry.snapshot_id(self.learner, 1, self.step),
             learner=self.learner,
             branch=1,
             step=self.step,
@@ -118,19 +120,21 @@ class World:
             "sha256": sha256,
         }
         with self.engine.begin() as connection:
-            seat, _ = journal.take_seat(connection, learner=self.learner, version=self._version, config=config)
-            registry.begin(connection, seat, snapshot)
-            snapshots.write(self.folder, snapshot.id, self.state, manifest)
-            registry.make_live(connection, seat, snapshot.id, sha256=sha256, manifest=manifest)
+            lease, _ = journal.acquire_lease(connection, learner=self.learner, version=self._version, config=config)
+            snapshot_registry.begin(connection, lease, snapshot)
+            snapshot_files.write(self.folder, snapshot.id, self.state, manifest)
+            snapshot_registry.make_live(connection, lease, snapshot.id, sha256=sha256, manifest=manifest)
 
-    def published(self) -> Published:
+    def published(self) -> EmbeddingVersion:
         """What the newest snapshot of a ranking learner serves."""
         tensors = {name: torch.from_numpy(tensor) for name, tensor in self.state.items()}
         return serving(below(f"{LEARNER}/", tensors), SDIMConfig(**self._options))
 
-    def write_tables(self, published: Published, histories: Mapping[str, Sequence[Row]], next_offset: int) -> None:
+    def write_tables(
+        self, published: EmbeddingVersion, histories: Mapping[str, Sequence[Row]], next_offset: int
+    ) -> None:
         """Rows of the serving cache that hold these events, all of a user's below the offset."""
-        version = Version(learner=self.learner, embedding=published.embedding, hash_id=published.hash_id)
+        version = TableVersion(learner=self.learner, embedding=published.embedding, hash_id=published.hash_id)
         last_n, reserve = published.config.last_n, published.config.reserve
         with self.engine.begin() as connection:
             (stream,) = offsets.streams(connection)
@@ -149,15 +153,15 @@ class World:
                         counts=table.counts,
                     )
                 )
-            signatures.put(connection, version, found)
+            signature_rows.put(connection, version, found)
 
 
 def next_event_states() -> list[State]:
     """Of PromptTPP with its references."""
-    cohort, found = build_cohort("prompttpp"), []
+    arm_group, found = build_group("prompttpp"), []
     for seed in range(STATES):
-        cohort.step(random_batch(seed, 32, 24))
-        found.append(_arrays(cohort.state()))
+        arm_group.step(random_batch(seed, 32, 24))
+        found.append(_arrays(arm_group.state()))
     return found
 
 
@@ -212,4 +216,4 @@ def _table(rows: Sequence[Row], first: int) -> pa.Table:
         none,
         pa.array(["benchmark"] * n),
     ]
-    return pa.table(columns, schema=log.EVENT_ROWS)
+    return pa.table(columns, schema=event_log.EVENT_ROWS)

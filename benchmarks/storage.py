@@ -1,9 +1,9 @@
-"""What stored events cost: bytes, reads, growth, sealing, erasure. On an embedded, durable Postgres, without Kafka.
+"""What stored events cost: bytes, reads, growth, compaction, erasure. On an embedded, durable Postgres, without Kafka.
 
     python -m benchmarks.storage --events 1000000 --json build/bench/storage.json
 
 Events go in as `ingest` writes them (log, sequences, offsets in one transaction a batch), users drawn by Zipf's
-law or evenly; one user more has a history of 100,000. Then everything is sealed, read, and users are erased.
+law or evenly; one user more has a history of 100,000. Then everything is compacted, read, and users are erased.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, text
 
 from benchmarks.servers import ROOT, Absent, create_database, postgres
+from contexts.batch_builder import context_of
 from contracts import topics
-from learners.batch import Context
-from runtime.context import context_of
-from storage import erasure, histories, log, migrate, offsets, sealing, sequences
+from learners.contract.batch import Context
+from storage import migrate
+from storage.dictionary import Dictionary
 from storage.engine import driver, open_engine
-from storage.offsets import Advance, Claim, Cursor, Stream
-from storage.sequences import HistoryAsk, NewEvents
-from storage.vocabulary import Vocabulary
+from storage.log import event_log, offsets
+from storage.log.offsets import Advance, Claim, Cursor, KafkaPartitionId
+from storage.privacy import erasure
+from storage.sequences import compaction, history_reader, user_sequences
+from storage.sequences.user_sequences import HistoryAsk, NewEvents
 
 BATCH = 50_000
 START_US = 1_700_000_000_000_000
@@ -41,7 +44,7 @@ SECOND_US = 1_000_000
 LONG = "long-history"
 LONG_EVENTS = 100_000
 FOREVER = 2**62
-SEAL_ROWS = 16
+COMPACT_ROWS = 16
 
 _SIZES = text("""
     SELECT pg_total_relation_size('user_segment') AS sequences, pg_total_relation_size('log_segment') AS log,
@@ -80,9 +83,9 @@ def measure(url: str, asked: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {name: getattr(asked, name) for name in ("events", "users", "lengths", "ids")}
     found["growth"] = grow(world, engine, asked.events)
     world.write([LONG] * LONG_EVENTS)
-    found["seal_last"] = sealed(engine, rows=2)
+    found["compact_last"] = compacted(engine, rows=2)
     vacuum(engine)
-    found["sealed"] = sizes(engine, asked.events + LONG_EVENTS)
+    found["compacted"] = sizes(engine, asked.events + LONG_EVENTS)
     found["reads_ms"] = reads(engine, world.draw(300), world.cursor, middle=_time(world.next - LONG_EVENTS // 2))
     found["erasure"] = erased(engine, asked.users, asked.erase)
     engine.dispose()
@@ -94,12 +97,12 @@ class World:
 
     def __init__(self, engine: Engine, *, users: int, short_ids: bool, even: bool) -> None:
         self._engine = engine
-        self._vocabulary = Vocabulary(engine)
+        self._vocabulary = Dictionary(engine)
         weights = np.ones(users) if even else 1 / np.arange(1, users + 1)
         self._weights: NDArray[np.float64] = weights / weights.sum()
         self._rng = np.random.default_rng(7)
         self._short_ids = short_ids
-        stream = Stream(topic=topics.USER, partition=0, topic_id="bench", cluster_id="bench")
+        stream = KafkaPartitionId(topic=topics.USER, partition=0, topic_id="bench", cluster_id="bench")
         with engine.begin() as connection:
             offsets.register(connection, {stream: 0})
             own = [row for row in offsets.streams(connection) if row.stream == stream]
@@ -126,9 +129,9 @@ class World:
             started = time.perf_counter()
             claim, first, last = self._claim, self.next, self.next + rows.num_rows
             with self._engine.begin() as connection:
-                events = NewEvents(claim=claim, first_offset=first, topic_kind=sequences.USER, rows=rows)
-                sequences.append(connection, [events], self._vocabulary)
-                log.append(connection, [_segment(claim, first, last, rows)])
+                events = NewEvents(claim=claim, first_offset=first, topic_kind=user_sequences.USER, rows=rows)
+                user_sequences.append(connection, [events], self._vocabulary)
+                event_log.append(connection, [_segment(claim, first, last, rows)])
                 offsets.advance(connection, [Advance(claim=claim, first=first, next=last)])
             self.next = last
             seconds += time.perf_counter() - started
@@ -155,7 +158,7 @@ def event_rows(
         "amount": pa.nulls(n, pa.int64()), "currency": nothing, "other": nothing,
         "source": pa.array(["bench"] * n),
     }  # fmt: skip
-    return pa.table(columns, schema=log.EVENT_ROWS)
+    return pa.table(columns, schema=event_log.EVENT_ROWS)
 
 
 def _uuids(rng: np.random.Generator, n: int) -> pa.Array:
@@ -169,33 +172,33 @@ def _time(number: Any) -> Any:
     return START_US + number * SECOND_US
 
 
-def _segment(claim: Claim, first: int, last: int, rows: pa.Table) -> log.NewSegment:
-    counts = log.Counts(read=rows.num_rows, accepted=rows.num_rows)
-    return log.NewSegment(claim=claim, first=first, next=last, counts=counts, rows=rows)
+def _segment(claim: Claim, first: int, last: int, rows: pa.Table) -> event_log.NewSegment:
+    counts = event_log.Counts(read=rows.num_rows, accepted=rows.num_rows)
+    return event_log.NewSegment(claim=claim, first=first, next=last, counts=counts, rows=rows)
 
 
 def grow(world: World, engine: Engine, events: int) -> list[dict[str, Any]]:
-    """Writing in ten parts, sealed in between as `maintain` would: the rate of each tells whether size matters."""
-    parts, sealed_s = [], 0.0
+    """Writing in ten parts, compacted in between as `maintain` would: the rate of each tells whether size matters."""
+    parts, compacted_s = [], 0.0
     for part in range(10):
         users = world.draw(events // 10)
         seconds = world.write(users)
-        sealing_done = sealed(engine, rows=SEAL_ROWS)
-        sealed_s += sealing_done["seconds"]
-        parts.append({"events": world.next, "events_per_s": round(len(users) / seconds), "seal": sealing_done})
+        compaction_done = compacted(engine, rows=COMPACT_ROWS)
+        compacted_s += compaction_done["seconds"]
+        parts.append({"events": world.next, "events_per_s": round(len(users) / seconds), "compact": compaction_done})
         print(f"part {part + 1}/10: {parts[-1]}", file=sys.stderr, flush=True)
     return parts
 
 
-def sealed(engine: Engine, *, rows: int) -> dict[str, Any]:
-    """Seals what is due."""
+def compacted(engine: Engine, *, rows: int) -> dict[str, Any]:
+    """Compacts what is due."""
     started = time.perf_counter()
-    done = sealing.Sealed()
+    done = compaction.Compacted()
     with engine.begin() as connection:
-        due = sealing.due(connection, rows=rows, limit=10**6)
-    for users in sealing.batches(due, rows=2_000):
+        due = compaction.due(connection, rows=rows, limit=10**6)
+    for users in compaction.batches(due, rows=2_000):
         with engine.begin() as connection:
-            done += sealing.seal(connection, users)
+            done += compaction.compact(connection, users)
     return {"seconds": round(time.perf_counter() - started, 2), "users": len(due), **asdict(done)}
 
 
@@ -229,7 +232,7 @@ def reads(engine: Engine, users: Sequence[str], cursor: Cursor, *, middle: int) 
     ask = HistoryAsk(user=LONG, before=FOREVER, last_n=1000)
     gc.freeze()  # as `score` does before it serves: else each collection walks all that was imported
     with engine.connect() as connection:
-        read = partial(_timed, histories.read, connection, cursor)
+        read = partial(_timed, history_reader.read, connection, cursor)
         return {
             "newest 1,000, first time": spread(read([replace(ask, user=user) for user in users])),
             "newest 1,000, again": spread(read([replace(ask, user=user) for user in users])),
@@ -240,14 +243,14 @@ def reads(engine: Engine, users: Sequence[str], cursor: Cursor, *, middle: int) 
                 _timed(_as_context, connection, cursor, [replace(ask, last_n=LONG_EVENTS)] * 100)
             ),
             "all of 100,000 as a list of objects": spread(
-                _timed(sequences.histories, connection, cursor, [replace(ask, last_n=LONG_EVENTS)] * 10)
+                _timed(user_sequences.histories, connection, cursor, [replace(ask, last_n=LONG_EVENTS)] * 10)
             ),
             "all of 100,000, arrays as stored": spread(_raw(connection, 10)),
         }
 
 
 def _as_context(connection: Connection, asks: Sequence[HistoryAsk], cursor: Cursor) -> Context:
-    return context_of(histories.read(connection, asks, cursor))
+    return context_of(history_reader.read(connection, asks, cursor))
 
 
 def _timed(

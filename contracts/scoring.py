@@ -17,7 +17,7 @@ MAX_CANDIDATES = 1_000
 """Of one request."""
 
 Quantile = Annotated[float, Meta(gt=0, lt=1)]
-UserState = Literal["met", "topped_up", "rebuilt", "read", "empty"]
+UserState = Literal["cache_hit", "cache_updated", "cache_rebuilt", "from_history", "no_history"]
 """How a ranking came by the user's past: the stored signature table as it was; the table and the few events since; a
 table built from the user's sequence, for there was none of this version, or it did not reach to the time asked; the
 sequence itself, by a learner that keeps no tables; or there is no past."""
@@ -127,8 +127,8 @@ class RankingAnswer(Answer, frozen=True, kw_only=True):
     embedding: str | None
     """Version of the item vectors that table and candidates share; None: the learner publishes none."""
     state: UserState
-    topped_up: int
-    """Events added to the stored table; 0 unless `state` is "topped_up"."""
+    cache_updated: int
+    """Events added to the stored table; 0 unless `state` is "cache_updated"."""
 
 
 class ScoreResult(ScoreAnswer, frozen=True, kw_only=True, tag_field="outcome", tag="answered"):
@@ -162,7 +162,7 @@ class ScoreFailure(Struct, frozen=True, kw_only=True, tag_field="outcome", tag="
     reason: Literal["invalid", "expired", "failed"]
     message: str
     where: str
-    todo: str
+    hint: str
     schema: Schema = SCHEMA
 
 

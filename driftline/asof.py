@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from driftline.shown import time
-from runtime.lifecycle import Usage
-from storage.log import time_of
-from storage.offsets import Cursor
+from driftline.output import time
+from runtime.lifecycle import ConfigurationError
+from storage.log.event_log import time_of
+from storage.log.offsets import Cursor
 
 _CURSOR = re.compile(r"\d{1,9}:\d{1,18}(,\d{1,9}:\d{1,18})*", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,12 +55,12 @@ def _cursor(text: str, watermark: Cursor) -> Cursor:
     cursor = {int(stream): int(offset) for stream, _, offset in (pair.partition(":") for pair in text.split(","))}
     for stream, offset in cursor.items():
         if stream not in watermark:
-            raise Usage(f"no stream {stream}", where="--as-of", todo="`driftline offsets show` lists them")
+            raise ConfigurationError(f"no stream {stream}", where="--as-of", hint="`driftline offsets show` lists them")
         if offset > watermark[stream]:
-            raise Usage(
+            raise ConfigurationError(
                 f"stream {stream} has been read up to {watermark[stream]} only, not to {offset}",
                 where="--as-of",
-                todo="ask for what is there, or let `driftline ingest` go on",
+                hint="ask for what is there, or let `driftline ingest` go on",
             )
     return cursor
 
@@ -73,9 +73,9 @@ def _time(text: str) -> int:
     return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
 
 
-def _unfit(text: str) -> Usage:
-    return Usage(
+def _unfit(text: str) -> ConfigurationError:
+    return ConfigurationError(
         f"{text[:80]!r} is neither a cursor nor a time",
         where="--as-of",
-        todo="e.g. 1:345,2:77 or 2013-06-01T00:00:00Z (UTC where no zone is given), or both as CURSOR@TIME",
+        hint="e.g. 1:345,2:77 or 2013-06-01T00:00:00Z (UTC where no zone is given), or both as CURSOR@TIME",
     )

@@ -13,30 +13,30 @@ import structlog
 import typer
 from confluent_kafka import KafkaException
 
+from driftline.cli_context import Session
 from driftline.commands import (
     alarms,
     bundle,
+    dlq,
     erase,
     example,
     export,
     labels,
-    letters,
     offsets,
-    processes,
     reading,
-    rebuild,
+    replay_journal,
     retire,
+    run_process,
     setup,
     snapshots,
     sources,
     up,
     verify,
 )
-from driftline.parent import end_with
-from driftline.session import Session
-from driftline.shown import note, say
+from driftline.local.parent_watchdog import end_with
+from driftline.output import note, say
 from runtime import logs
-from runtime.lifecycle import Exit, Trouble
+from runtime.lifecycle import DriftlineError, Exit
 from storage.engine import BadAddress, Denied, TooOld, Unavailable, Unfit
 
 _INTERRUPTED = 130
@@ -54,7 +54,7 @@ app = typer.Typer(
     epilog=example("driftline up", "driftline simulate && driftline status"),
 )
 PARTS = (
-    up, processes, export, setup, sources, reading, offsets, letters, labels, alarms, snapshots, bundle, rebuild,
+    up, run_process, export, setup, sources, reading, offsets, dlq, labels, alarms, snapshots, bundle, replay_journal,
     verify, erase, retire,
 )  # fmt: skip
 for part in PARTS:
@@ -99,26 +99,29 @@ def run(arguments: Sequence[str]) -> int:
         app(args=list(arguments), prog_name="driftline")
     except SystemExit as end:
         return _code(end)
-    except Trouble as trouble:
+    except DriftlineError as trouble:
         _tell(_NAMES[trouble.code], trouble)
         return trouble.code
     except BadAddress as error:
-        _tell("wrong call", Trouble(error.what, where=_ADDRESS, todo=error.todo))
+        _tell("wrong call", DriftlineError(error.what, where=_ADDRESS, hint=error.hint))
         return Exit.USAGE
     except Denied as error:
         todo = "correct DRIFTLINE_POSTGRES_URL, or let the server's or pooler's operator let this client in"
-        _tell("wrong call", Trouble(f"Postgres refuses this client: {error}", where=_ADDRESS, todo=todo))
+        _tell("wrong call", DriftlineError(f"Postgres refuses this client: {error}", where=_ADDRESS, hint=todo))
         return Exit.USAGE
     except Unavailable as error:
-        _tell("failed", Trouble(f"Postgres is away: {error}", todo="is it running, and DRIFTLINE_POSTGRES_URL right?"))
+        _tell(
+            "failed",
+            DriftlineError(f"Postgres is away: {error}", hint="is it running, and DRIFTLINE_POSTGRES_URL right?"),
+        )
         return Exit.FAILED
     except Unfit as error:
         code = Exit.USAGE if isinstance(error, TooOld) else Exit.REFUSED
-        _tell(_NAMES[code], Trouble(error.what, where=_ADDRESS, todo=error.todo))
+        _tell(_NAMES[code], DriftlineError(error.what, where=_ADDRESS, hint=error.hint))
         return code
     except KafkaException as error:
         todo = "is it well, and DRIFTLINE_KAFKA_BOOTSTRAP right? Then run it again"
-        _tell("failed", Trouble(f"Kafka: {error.args[0].str()}", todo=todo))
+        _tell("failed", DriftlineError(f"Kafka: {error.args[0].str()}", hint=todo))
         return Exit.FAILED
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -131,7 +134,7 @@ def run(arguments: Sequence[str]) -> int:
 _NAMES = {Exit.FAILED: "failed", Exit.USAGE: "wrong call", Exit.REFUSED: "refused"}
 
 
-def _tell(how: str, trouble: Trouble) -> None:
+def _tell(how: str, trouble: DriftlineError) -> None:
     """Why a call ended: to a person, or where the process writes a log as the last line of that."""
     if logs.is_set_up() and not sys.stderr.isatty():
         structlog.get_logger("driftline").error(f"process.{how.replace(' ', '_')}", error=trouble)
@@ -150,7 +153,7 @@ def _unexpected(error: Exception, arguments: Sequence[str]) -> None:
         return
     try:
         detailed = Session().settings.log_level == "debug"
-    except Trouble:
+    except DriftlineError:
         detailed = False
     if detailed:
         note("".join(traceback.format_exception(error)).rstrip())

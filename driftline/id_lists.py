@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from contracts.records import MAX_ID_CHARS
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 STDIN: Final = Path("-")
 _QUOTES: Final = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019", "\u00ab": "\u00bb", "`": "`"}
@@ -42,7 +42,7 @@ def read_ids(file: Path) -> IdList:
     try:
         content = sys.stdin.buffer.read() if file == STDIN else file.read_bytes()
     except OSError as error:
-        raise Usage(f"unreadable: {error}", where=str(file), todo="give one id a line, as UTF-8") from None
+        raise ConfigurationError(f"unreadable: {error}", where=str(file), hint="give one id a line, as UTF-8") from None
     lines = content.removeprefix(BOM_UTF8).split(b"\n")
     ids = []
     for number, line in enumerate(lines, 1):
@@ -65,8 +65,8 @@ def _id_of(line: bytes, *, where: str) -> str:
         text = line.decode()
     except UnicodeDecodeError as error:
         byte = line[error.start]
-        raise Usage(
-            f"not UTF-8: byte 0x{byte:02x} at place {error.start + 1}", where=where, todo="save the list as UTF-8"
+        raise ConfigurationError(
+            f"not UTF-8: byte 0x{byte:02x} at place {error.start + 1}", where=where, hint="save the list as UTF-8"
         ) from None
     return _checked(text, where=where)
 
@@ -74,13 +74,15 @@ def _id_of(line: bytes, *, where: str) -> str:
 def _checked(text: str, *, where: str) -> str:
     todo = "give one id a line, exactly as the records spell it"
     if not text:
-        raise Usage("an empty id", where=where, todo=todo)
+        raise ConfigurationError("an empty id", where=where, hint=todo)
     if len(text) > MAX_ID_CHARS:
-        raise Usage(f"{len(text):,} characters, and no id has more than {MAX_ID_CHARS}", where=where, todo=todo)
+        raise ConfigurationError(
+            f"{len(text):,} characters, and no id has more than {MAX_ID_CHARS}", where=where, hint=todo
+        )
     if "\0" in text:
-        raise Usage("the character U+0000, which no id holds (is it UTF-16?)", where=where, todo=todo)
+        raise ConfigurationError("the character U+0000, which no id holds (is it UTF-16?)", where=where, hint=todo)
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise Usage("bytes that are not UTF-8", where=where, todo=todo)
+        raise ConfigurationError("bytes that are not UTF-8", where=where, hint=todo)
     return text
 
 

@@ -15,7 +15,7 @@ from contracts.codec import MAX_BEHIND
 from runtime import kafka
 from runtime.kafka import KafkaConfig
 from runtime.kafka_errors import NoPermission
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 from runtime.topic_settings import TopicSettings, span
 
 _MS: Final = timedelta(milliseconds=1)
@@ -52,10 +52,10 @@ def check_topics(
         if (reason := _unfit(name, settings, first_at, last_at, now())) is not None:
             what, setting = reason
             physical = config.physical(name)
-            raise Usage(
+            raise ConfigurationError(
                 f"{what}; nothing was sent",
                 where=f"topic {physical}",
-                todo=f"kafka-configs.sh --bootstrap-server {config.bootstrap} --alter --entity-type topics "
+                hint=f"kafka-configs.sh --bootstrap-server {config.bootstrap} --alter --entity-type topics "
                 f"--entity-name {physical} --add-config {setting}; or {unless}",
             )
         if settings.by_arrival:

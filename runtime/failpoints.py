@@ -11,7 +11,7 @@ import os
 import signal
 from typing import Literal, get_args
 
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 Failpoint = Literal[
     "ingest.after_rows",
@@ -24,8 +24,8 @@ Failpoint = Literal[
     "train.before_live",
     "train.after_live",
     "score.after_answers",
-    "maintain.before_seal_commit",
-    "maintain.after_seal_commit",
+    "maintain.before_compact_commit",
+    "maintain.after_compact_commit",
     "maintain.after_mark",
     "maintain.after_unlink",
     "maintain.before_trim_commit",
@@ -60,11 +60,15 @@ def arm(text: str) -> None:
     nth, _, action = rest.partition(":")
     if name and name not in get_args(Failpoint):
         known = ", ".join(get_args(Failpoint))
-        raise Usage(f"no fail point {name!r}", where="setting failpoint", todo=f"known: {known}")
+        raise ConfigurationError(f"no fail point {name!r}", where="setting failpoint", hint=f"known: {known}")
     if nth and not (nth.isascii() and nth.isdigit() and int(nth) > 0):
-        raise Usage(f"{nth!r} is not a passage number", where="setting failpoint", todo="e.g. ingest.before_commit:3")
+        raise ConfigurationError(
+            f"{nth!r} is not a passage number", where="setting failpoint", hint="e.g. ingest.before_commit:3"
+        )
     if action not in ("", "stop", "raise"):
-        raise Usage(f"{action!r} is no action", where="setting failpoint", todo="nothing (to kill), stop, or raise")
+        raise ConfigurationError(
+            f"{action!r} is no action", where="setting failpoint", hint="nothing (to kill), stop, or raise"
+        )
     _armed, _passages_left = name or None, int(nth or 1)
     _action = action
 

@@ -34,7 +34,7 @@ from runtime.kafka_errors import BrokerRefused as BrokerRefused
 from runtime.kafka_errors import NotLetIn as NotLetIn
 from runtime.kafka_errors import TopicMissing as TopicMissing
 from runtime.kafka_options import Kind
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 Assigned = Callable[[Consumer, list[TopicPartition]], None]
 NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # 16 zero bytes: brokers before 2.8
@@ -70,7 +70,7 @@ class KafkaConfig:
 
 
 @dataclass(frozen=True, order=True)
-class Stream:
+class PartitionOfTopic:
     """A partition of one particular topic: a recreated topic is another stream."""
 
     cluster_id: str
@@ -99,9 +99,9 @@ class TopicDescription:
         return self.full_kafka
 
     @property
-    def streams(self) -> tuple[Stream, ...]:
+    def streams(self) -> tuple[PartitionOfTopic, ...]:
         """All partitions, in order."""
-        return tuple(Stream(self.cluster_id, self.topic_id, self.topic, n) for n in range(self.partitions))
+        return tuple(PartitionOfTopic(self.cluster_id, self.topic_id, self.topic, n) for n in range(self.partitions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ def describe(
             raise BrokerRefused(
                 f"topic {name} has no id, so its recreation would go unnoticed",
                 where=f"Kafka at {config.bootstrap}",
-                todo="use Apache Kafka 2.8 or later",
+                hint="use Apache Kafka 2.8 or later",
             )
         described[config.logical(name)] = TopicDescription(
             cluster_id=cluster,
@@ -329,7 +329,7 @@ def low_high(
     except KafkaException as error:
         where = f"Kafka, offsets of {physical_topic}/{partition}"
         if error.args[0].code() in UNKNOWN_TOPIC:
-            raise TopicMissing("no such partition", where=where, todo="was the topic deleted?") from error
+            raise TopicMissing("no such partition", where=where, hint="was the topic deleted?") from error
         raise BrokerAway(f"no answer: {error.args[0].str()}", where=where) from error
     return low, high
 
@@ -431,7 +431,9 @@ def _made(kind: type[Client], options: Mapping[str, Any], config: KafkaConfig) -
         said = error.args[0].str().strip()
     except (TypeError, ValueError, AttributeError) as error:
         said = str(error)
-    raise Usage(f"the Kafka client does not take its options: {said}", where=kafka_options.SETTING, todo="correct it")
+    raise ConfigurationError(
+        f"the Kafka client does not take its options: {said}", where=kafka_options.SETTING, hint="correct it"
+    )
 
 
 def _common(config: KafkaConfig, kind: Kind) -> dict[str, Any]:
@@ -482,13 +484,13 @@ def _settled_configs(
             return _topic_configs(config, client, names, timeout_s)
         except TopicMissing as error:
             if time.monotonic() > until:
-                raise BrokerAway(error.what, where=error.where, todo=_AGAIN) from error
+                raise BrokerAway(error.what, where=error.where, hint=_AGAIN) from error
             time.sleep(0.05)
 
 
 def _not_yet(error: KafkaException, config: KafkaConfig) -> BrokerAway:
     what = f"the new topics have no leaders yet: {error.args[0].str()}"
-    return BrokerAway(what, where=f"Kafka at {config.bootstrap}", todo=_AGAIN)
+    return BrokerAway(what, where=f"Kafka at {config.bootstrap}", hint=_AGAIN)
 
 
 def _described(config: KafkaConfig, client: AdminClient, names: Sequence[str], timeout_s: float) -> dict[str, Any]:
@@ -506,7 +508,7 @@ def _described(config: KafkaConfig, client: AdminClient, names: Sequence[str], t
         raise TopicMissing(
             f"no topic {', '.join(missing)}",
             where=f"Kafka at {config.bootstrap}",
-            todo="`driftline topics create`, or correct the setting topic_prefix",
+            hint="`driftline topics create`, or correct the setting topic_prefix",
         )
     config.causes.forget()
     return found

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from runtime.lifecycle import Exit, Refused, Transient
+from runtime.lifecycle import Exit, OperatorActionRequired, Transient
 
 RECENT_S: Final = 30.0
 """Seconds for which a cause explains a time-out: longer than the longest pause between two tries to connect."""
@@ -37,11 +37,11 @@ class NotLetIn(BrokerAway):
     code = Exit.REFUSED
 
 
-class TopicMissing(Refused):
+class TopicMissing(OperatorActionRequired):
     """A topic does not exist (or may not be seen)."""
 
 
-class BrokerRefused(Refused):
+class BrokerRefused(OperatorActionRequired):
     """The broker answers and says no: permissions, an unfit request."""
 
 
@@ -143,17 +143,17 @@ def trouble(error: KafkaException, causes: Causes, *, where: str) -> BrokerAway 
         return NotLetIn(
             f"Kafka does not let us in: {causes.refusal() or said}",
             where=where,
-            todo="correct security.protocol, sasl.* and ssl.* in DRIFTLINE_KAFKA_OPTIONS, or the broker's side of them",
+            hint="correct security.protocol, sasl.* and ssl.* in DRIFTLINE_KAFKA_OPTIONS, or the broker's side of them",
         )
     if passing:
         cause = causes.trouble()
         more = f" ({cause})" if cause and cause not in said else ""
-        return BrokerAway(f"no answer: {said}{more}", where=where, todo="is it running, and the address right?")
+        return BrokerAway(f"no answer: {said}{more}", where=where, hint="is it running, and the address right?")
     if code in _PERMISSIONS:
-        return NoPermission(said, where=where, todo="give this user the right in the cluster's ACLs")
+        return NoPermission(said, where=where, hint="give this user the right in the cluster's ACLs")
     if code in _UNFIT:
-        return Unfit(said, where=where, todo=_UNFIT[code])
-    return BrokerRefused(said, where=where, todo="see the broker's log")
+        return Unfit(said, where=where, hint=_UNFIT[code])
+    return BrokerRefused(said, where=where, hint="see the broker's log")
 
 
 _REFUSALS: Final = frozenset(

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 Kind = Literal["consumer", "producer", "admin"]
 
@@ -155,7 +155,7 @@ def check(options: Mapping[str, str]) -> None:
         sentence for name, value in options.items() if (sentence := _refusal(plain_name(name), value)) is not None
     ]
     if refused:
-        raise Usage("\n  ".join(refused), where=SETTING)
+        raise ConfigurationError("\n  ".join(refused), where=SETTING)
 
 
 def for_client(options: Mapping[str, str], kind: Kind) -> dict[str, str]:
@@ -213,5 +213,7 @@ def _address(part: str) -> tuple[str, int]:
     return matched["host"], int(port)
 
 
-def _unfit(why: str) -> Usage:
-    return Usage(f"no usable address of Kafka: {why}", where=BOOTSTRAP, todo="give host:port[,host:port...]")
+def _unfit(why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"no usable address of Kafka: {why}", where=BOOTSTRAP, hint="give host:port[,host:port...]"
+    )

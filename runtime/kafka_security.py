@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from runtime import kafka_options
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _HONOURED: Final = frozenset(
@@ -70,8 +70,8 @@ def security(options: Mapping[str, str], *, process: str) -> Security:
         raise _cannot(process, f"sasl.mechanism={mechanism}", f"use {', '.join(MECHANISMS)}")
     name, password = given.get("sasl.username"), given.get("sasl.password")
     if sasl and (name is None or password is None):
-        raise Usage(
-            "SASL needs sasl.username and sasl.password", where=kafka_options.SETTING, todo="set what is missing"
+        raise ConfigurationError(
+            "SASL needs sasl.username and sasl.password", where=kafka_options.SETTING, hint="set what is missing"
         )
     return Security(
         client_id=given.get("client.id", f"driftline-{process}"),
@@ -98,8 +98,10 @@ def _refuse_others(given: Mapping[str, str], *, process: str, sasl: bool, tls: b
         raise _cannot(process, ", ".join(unfit), f"use {', '.join(sorted(_HONOURED))}")
 
 
-def _cannot(process: str, what: str, todo: str) -> Usage:
-    return Usage(f"`{process}` cannot honour {what}: its client is aiokafka", where=kafka_options.SETTING, todo=todo)
+def _cannot(process: str, what: str, hint: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"`{process}` cannot honour {what}: its client is aiokafka", where=kafka_options.SETTING, hint=hint
+    )
 
 
 def _context(given: Mapping[str, str]) -> ssl.SSLContext:
@@ -123,7 +125,7 @@ def _context(given: Mapping[str, str]) -> ssl.SSLContext:
         _prove(context, given)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         names = ", ".join(sorted(name for name in given if name.startswith("ssl.")))
-        raise Usage(f"{names}: {error}", where=kafka_options.SETTING, todo="correct it") from None
+        raise ConfigurationError(f"{names}: {error}", where=kafka_options.SETTING, hint="correct it") from None
     verified = given.get("enable.ssl.certificate.verification", "true").lower() not in _NO
     context.check_hostname = verified and given.get("ssl.endpoint.identification.algorithm", "https").lower() != "none"
     context.verify_mode = ssl.CERT_REQUIRED if verified else ssl.CERT_NONE

@@ -26,35 +26,35 @@ class Exit(IntEnum):
     REFUSED = 3
 
 
-class Trouble(Exception):
+class DriftlineError(Exception):
     """Something a person reads: what happened, where, and what to do about it."""
 
     code = Exit.FAILED
 
-    def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
-        self.what, self.where, self.todo = what, where, todo
-        super().__init__(what + (f" [{where}]" if where else "") + (f"\n  -> {todo}" if todo else ""))
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(what + (f" [{where}]" if where else "") + (f"\n  -> {hint}" if hint else ""))
 
 
-class Usage(Trouble):
+class ConfigurationError(DriftlineError):
     """The call or a setting was wrong; nothing was done."""
 
     code = Exit.USAGE
 
 
-class Refused(Trouble):
+class OperatorActionRequired(DriftlineError):
     """Going on could lose, double or misread something, so the process stops until a person has decided."""
 
     code = Exit.REFUSED
 
 
-class Transient(Trouble):
+class Transient(DriftlineError):
     """The other side is away or busy. The same call may succeed later; nothing was half done."""
 
 
 def exit_code(error: BaseException) -> Exit:
     """The exit code an error leads to."""
-    return error.code if isinstance(error, Trouble) else Exit.FAILED
+    return error.code if isinstance(error, DriftlineError) else Exit.FAILED
 
 
 class Stop:

@@ -261,8 +261,8 @@ def waiting_labels(learner: str, age: Literal["day", "week", "month", "older"]) 
     at most so far; as of the newest snapshot."""
 
 
-@_counter("driftline_train_ticks_total")
-def train_ticks(learner: str) -> None:
+@_counter("driftline_train_label_timeouts_total")
+def train_label_timeouts(learner: str) -> None:
     """Silences that reached the task's horizon and were learnt as negative labels."""
 
 
@@ -314,8 +314,8 @@ def train_lag(learner: str) -> None:
     """Committed rows of the log above the learner's cursor."""
 
 
-@_gauge("driftline_train_front_timestamp_seconds")
-def train_front(learner: str) -> None:
+@_gauge("driftline_train_event_time_watermark_timestamp_seconds")
+def train_event_time_watermark(learner: str) -> None:
     """Record time the merge has reached, unix seconds: the event-time watermark."""
 
 
@@ -394,13 +394,15 @@ def score_queue() -> None:
 
 
 @_counter("driftline_score_user_states_total")
-def score_user_states(state: Literal["met", "topped_up", "rebuilt", "read", "empty"]) -> None:
+def score_user_states(
+    state: Literal["cache_hit", "cache_updated", "cache_rebuilt", "from_history", "no_history"],
+) -> None:
     """Users' pasts behind rankings, by how they were come by: the stored signature table as it was, or with the few
     events since, or built anew from the sequence; the sequence itself, where a learner keeps no tables; or no past."""
 
 
-@_histogram("driftline_score_topped_up_events", ROWS)
-def score_topped_up() -> None:
+@_histogram("driftline_score_cache_updated_events", ROWS)
+def score_cache_updated() -> None:
     """Events added to a stored signature table, where any were."""
 
 
@@ -450,19 +452,19 @@ def drift_block_seconds() -> None:
 # -- maintain --
 
 
-@_counter("driftline_maintain_sealed_rows_total")
-def sealed_rows() -> None:
-    """Rows of sequences replaced by sealed ones, sealed rows taken again included."""
+@_counter("driftline_maintain_compacted_rows_total")
+def compacted_rows() -> None:
+    """Rows of sequences replaced by compacted ones, compacted rows taken again included."""
 
 
-@_counter("driftline_maintain_sealed_events_total")
-def sealed_events() -> None:
+@_counter("driftline_maintain_compacted_events_total")
+def compacted_events() -> None:
     """Events rewritten by that; against the accepted ones: how often an event is rewritten."""
 
 
 @_gauge("driftline_maintain_due_users")
 def due_users() -> None:
-    """Users whose sequences were due to be sealed when the newest pass began."""
+    """Users whose sequences were due to be compacted when the newest pass began."""
 
 
 @_counter("driftline_maintain_log_segments_removed_total")
@@ -491,7 +493,7 @@ def stray_files() -> None:
 
 
 @_histogram("driftline_maintain_pass_seconds", (*SECONDS, 300.0, 1800.0))
-def maintain_pass_seconds(part: Literal["seal", "collect", "trim"]) -> None:
+def maintain_pass_seconds(part: Literal["compact", "collect", "trim"]) -> None:
     """Seconds of a pass, part by part."""
 
 

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Stop, Trouble
+from runtime.lifecycle import DriftlineError, Stop
 
 
 class Outgoing(NamedTuple):
@@ -25,7 +25,7 @@ class Outgoing(NamedTuple):
     """Record time: milliseconds since 1970, at least 1 (to Kafka clients 0 means now)."""
 
 
-class NotDelivered(Trouble):
+class NotDelivered(DriftlineError):
     """Some records did not reach Kafka. Sending all again is safe where event ids repeat: they are duplicates."""
 
 
@@ -76,7 +76,7 @@ def produce(records: Iterable[Outgoing], config: KafkaConfig, *, extra: dict[str
         raise NotDelivered(
             f"{len(refused):,} of {sum(sent.values()):,} records not delivered; the first: {refused[0]}",
             where=f"Kafka at {config.bootstrap}",
-            todo="mend the cause and send all of it again",
+            hint="mend the cause and send all of it again",
         )
     return sent
 

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 from runtime.redaction import HIDDEN
 
 PREFIX = "DRIFTLINE_"
@@ -204,10 +204,12 @@ class MaintainSettings(_Group):
     """`driftline maintain`."""
 
     every_s: Annotated[float, Field(gt=0)] = Field(default=15.0, description="seconds between two passes")
-    seal_rows: Annotated[int, Field(ge=2)] = Field(
-        default=16, description="rows: a user's sequence is sealed when ingest has added so many"
+    compact_rows: Annotated[int, Field(ge=2)] = Field(
+        default=16, description="rows: a user's sequence is compacted when ingest has added so many"
     )
-    seal_users: Count = Field(default=100_000, description="users sealed in one pass, those with the most rows first")
+    compact_users: Count = Field(
+        default=100_000, description="users compacted in one pass, those with the most rows first"
+    )
     keep_snapshots: Count = Field(
         default=10, description="live snapshots kept of each learner's branch; pinned ones and parents stay beside them"
     )
@@ -353,10 +355,10 @@ def load(config: Path | None = None) -> Settings:
         ]
     except SettingsError as error:
         problems = [f"{error}: it must be JSON"]
-    raise Usage(
+    raise ConfigurationError(
         "unfit settings\n  " + "\n  ".join(problems),
         where=f"environment and {file}" if file else "environment",
-        todo="correct or unset them",
+        hint="correct or unset them",
     )
 
 
@@ -405,10 +407,10 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
         if name.upper().split("__")[0] not in known and not _is_service_link(name, environment[name])
     )
     if unknown:
-        raise Usage(
+        raise ConfigurationError(
             f"unknown setting{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}",
             where="environment",
-            todo=f"correct or unset it; known: {', '.join(sorted(known))} (in a group: {PREFIX}INGEST__NAME)",
+            hint=f"correct or unset it; known: {', '.join(sorted(known))} (in a group: {PREFIX}INGEST__NAME)",
         )
 
 
@@ -425,7 +427,9 @@ def _read_file(config: Path | None) -> tuple[Path | None, dict[str, Any]]:
     try:
         return file, tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise Usage(f"unreadable: {error}", where=str(file), todo=f"correct the file or {CONFIG}") from None
+        raise ConfigurationError(
+            f"unreadable: {error}", where=str(file), hint=f"correct the file or {CONFIG}"
+        ) from None
 
 
 def _name(location: tuple[int | str, ...]) -> str:

@@ -1,1 +1,1 @@
-"""The process that answers: score."""
+"""From snapshots to answers: `score` serves, `export` writes bundles."""

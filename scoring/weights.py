@@ -7,9 +7,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from learners.build import build
-from learners.cohort import LEARNER
-from learners.protocol import ForeignState, Learner
+from learners.arms.group import LEARNER
+from learners.contract.protocol import ForeignState, Learner
+from learners.registry import build
 
 _PREFIX = f"{LEARNER}/"
 
@@ -22,7 +22,7 @@ def own(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 def born(name: str, config: Mapping[str, Any], *, version: object) -> Learner:
     """A learner that these weights can be loaded into, still without them.
 
-    :param config: "seed" and "options", as `learners.build.build` takes them.
+    :param config: "seed" and "options", as `learners.registry.build` takes them.
     :param version: of the learner that they are of.
     :raises ForeignState: this code's is of another version. :raises ValueError: no such learner or option.
     """

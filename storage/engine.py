@@ -12,11 +12,11 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from storage import sessions
-from storage.address import parameters
-from storage.faults import BadAddress, Denied, TooOld, Unavailable, Unfit
-from storage.sessions import OVERDUE_S, Server, Session
-from storage.sqlstates import fault_of
+from storage.postgres import sessions
+from storage.postgres.address import parameters
+from storage.postgres.faults import BadAddress, Denied, TooOld, Unavailable, Unfit
+from storage.postgres.sessions import OVERDUE_S, Server, Session
+from storage.postgres.sqlstates import fault_of
 
 __all__ = [
     "BadAddress", "Denied", "SameServer", "TooOld", "Unavailable", "Unfit", "driver", "mapped_errors", "open_engine",
@@ -49,7 +49,7 @@ def open_engine(
     overdue_s: float = OVERDUE_S,
     same: SameServer | None = None,
 ) -> Engine:
-    """An engine whose sessions commit durably and read what was written; see `storage.sessions`.
+    """An engine whose sessions commit durably and read what was written; see `storage.postgres.sessions`.
 
     :param transaction_timeout_s: Postgres ends a transaction open for longer; 0 = never.
     :param pooled: keep connections between uses (for a process that serves many callers).
@@ -108,7 +108,7 @@ def driver(connection: Connection) -> psycopg.Connection:
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Turns the driver's errors into what they mean for the caller (`storage.sqlstates`); the others pass.
+    """Turns the driver's errors into what they mean for the caller (`storage.postgres.sqlstates`); the others pass.
 
     :raises Unavailable: the connection broke, was terminated or timed out, or the server is starting, stopping,
         read-only, full or without memory: nothing the statement itself could help.

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql import bindparam
 
-from storage.offsets import Claim, Cursor
+from storage.log.offsets import Claim, Cursor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class NewVersion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Version:
+class ItemVersion:
     """What was known of an item from an offset on."""
 
     stream_id: int
@@ -100,10 +100,10 @@ def alive(connection: Connection, stream_id: int) -> dict[str, datetime]:
     return {row.item_id: row.record_at for row in connection.execute(_ALIVE, {"stream_id": stream_id})}
 
 
-def versions(connection: Connection, item_id: str, cursor: Cursor, *, limit: int) -> list[Version]:
+def versions(connection: Connection, item_id: str, cursor: Cursor, *, limit: int) -> list[ItemVersion]:
     """An item's versions below the cursor, the newest first: the first is what counts as of it."""
     values = {"item_id": item_id, "streams": list(cursor), "offsets": list(cursor.values()), "limit": limit}
     return [
-        Version(stream_id=row.stream_id, offset=row.position, record_at=row.record_at, payload=row.payload)
+        ItemVersion(stream_id=row.stream_id, offset=row.position, record_at=row.record_at, payload=row.payload)
         for row in connection.execute(_VERSIONS, values)
     ]

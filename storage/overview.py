@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from storage import labels, predictions
-from storage.labels import Resolution
-from storage.offsets import StreamRow
+from storage.learning import label_resolutions, predictions
+from storage.learning.label_resolutions import Resolution
+from storage.log.offsets import StreamRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +163,14 @@ def outcomes(connection: Connection) -> list[OutcomesRow]:
 
 
 def _outcomes(connection: Connection, row: Any) -> OutcomesRow:
-    found = labels.counts(connection, row.learner, row.branch)
+    found = label_resolutions.counts(connection, row.learner, row.branch)
     ours = sum(found.values()) - found[Resolution.OTHER_TASK]
     return OutcomesRow(
         learner=row.learner,
         task=row.task,
         labels=found,
         open=predictions.count_open(connection, row.learner, row.branch),
-        unlabelled=row.silences_count and not ours and not labels.assumed_complete(connection, row.task),
+        unlabelled=row.silences_count and not ours and not label_resolutions.assumed_complete(connection, row.task),
         idle=tuple(row.idle or ()),
     )
 

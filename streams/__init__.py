@@ -1,1 +1,1 @@
-"""The processes along the stream, one file each: ingest, train."""
+"""The processes along the stream, a folder each: ingest, train, drift, maintain."""

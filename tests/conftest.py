@@ -30,7 +30,7 @@ import structlog
 from sqlalchemy import make_url
 
 from contracts import topics as topic_list
-from driftline import local
+from driftline.local import embedded
 from runtime import failpoints, logs
 from runtime import kafka as kafka_clients
 from runtime.kafka import KafkaConfig
@@ -85,7 +85,7 @@ def postgres_server() -> Iterator[str]:
     if given := _GIVEN["DRIFTLINE_TEST_POSTGRES"]:
         yield given
         return
-    with local.postgres(options=["max_connections=60", "shared_buffers=128MB"]) as url:
+    with embedded.postgres(options=["max_connections=60", "shared_buffers=128MB"]) as url:
         yield url
 
 
@@ -109,7 +109,7 @@ def database(postgres_server: str, _template: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def tansu() -> Iterator[str]:
     """host:port of the embedded broker."""
-    with local.broker() as address:
+    with embedded.broker() as address:
         yield address
 
 

@@ -7,12 +7,12 @@ made before, as `driftline migrate` does.
 from __future__ import annotations
 
 from benchmarks.contenders.task import Answer, Task
+from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
 from runtime.settings import IngestSettings
-from runtime.telemetry import Health
 from storage.migrate import upgrade
-from streams.ingest import Ingest
+from streams.ingest.process import Ingest
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from driftline.session import Session
+from driftline.cli_context import Session
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Limit = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many, the newest first.")]

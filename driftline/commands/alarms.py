@@ -8,7 +8,7 @@ import typer
 
 from contracts.records import DriftAlarm
 from driftline.commands import AsJson, Limit, example, session
-from driftline.shown import as_json, table
+from driftline.output import as_json, table
 
 _NAMED = 3
 """Names of a mix that a line of the table names."""
@@ -31,7 +31,7 @@ def alarms(
 
     Reads `drift.alarms` from its start, and leaves no trace there. Times are event times.
     """
-    from driftline.alarms import raised
+    from driftline.alarm_topic import raised
 
     found = [alarm for alarm in raised(session(context).kafka) if subject in (None, alarm.subject)]
     newest = sorted(found, key=lambda alarm: alarm.raised_at, reverse=True)[:limit]

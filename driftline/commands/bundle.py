@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from driftline.commands import AsJson, example
-from driftline.shown import as_json, one_line, say, table
-from runtime.lifecycle import Usage
+from driftline.output import as_json, one_line, say, table
+from runtime.lifecycle import ConfigurationError
 
 if TYPE_CHECKING:
-    from scoring.bundle_check import Checked
-    from scoring.bundle_target import Target
+    from scoring.export.bundle_check import Checked
+    from scoring.export.bundle_target import BundleTarget
 
 bundle = typer.Typer(help="Bundles: weights that answer without Kafka and Postgres.", no_args_is_help=True)
 Uri = Annotated[str, typer.Argument(metavar="URI", help="A path or any fsspec URI.")]
@@ -43,9 +43,9 @@ def check(
 
     Given a learner's folder or the whole target, the bundles that latest.json names are checked.
     """
-    from scoring.bundle_target import Target
+    from scoring.export.bundle_target import BundleTarget
 
-    place = Target(uri, _decoded(options))
+    place = BundleTarget(uri, _decoded(options))
     found = [_checked(place, below) for below in _below(place)]
     if json:
         as_json(found)
@@ -58,9 +58,9 @@ def check(
 
 def list_bundles(uri: Uri, options: Options = None, json: AsJson = False) -> None:
     """List the bundles of a target, the newest first."""
-    from scoring.bundle_target import Target
+    from scoring.export.bundle_target import BundleTarget
 
-    place = Target(uri, _decoded(options))
+    place = BundleTarget(uri, _decoded(options))
     rows = [
         {
             "learner": learner,
@@ -83,7 +83,7 @@ def _row(one: dict[str, Any]) -> list[object]:
     return [one[name] for name in ("learner", "snapshot", "step", "bytes", "latest", "bundle")]
 
 
-def _below(place: Target) -> Iterator[tuple[str, ...]]:
+def _below(place: BundleTarget) -> Iterator[tuple[str, ...]]:
     """Where, below the place given, the bundles to be checked are."""
     if place.files():
         yield ()
@@ -95,13 +95,13 @@ def _below(place: Target) -> Iterator[tuple[str, ...]]:
     found = [(learner, latest["bundle"]) for learner, latest in newest.items() if latest is not None]
     if not found:
         todo = "give a bundle, a learner's folder with its latest.json, or the target of `driftline export`"
-        raise Usage("no bundle is there", where=place.where, todo=todo)
+        raise ConfigurationError("no bundle is there", where=place.where, hint=todo)
     yield from found
 
 
-def _checked(place: Target, below: tuple[str, ...]) -> Checked:
-    from scoring.bundle import parse
-    from scoring.bundle_check import check as checked
+def _checked(place: BundleTarget, below: tuple[str, ...]) -> Checked:
+    from scoring.export.bundle import parse
+    from scoring.export.bundle_check import check as checked
 
     where = "/".join([place.where.rstrip("/"), *below])
     return checked(parse(place.files(*below), where=where), where=where)
@@ -113,5 +113,5 @@ def _decoded(options: str | None) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise Usage("not a JSON object", where="--options", todo='e.g. {"anon": true}')
+        raise ConfigurationError("not a JSON object", where="--options", hint='e.g. {"anon": true}')
     return found

@@ -12,13 +12,13 @@ from sqlalchemy import Connection
 
 from driftline.commands import AsJson, example, session
 from driftline.id_lists import STDIN, IdList, check_ids, meant, read_ids
-from driftline.shown import as_json, note, say
+from driftline.output import as_json, note, say
 from runtime import failpoints
-from runtime.lifecycle import Exit, Usage
+from runtime.lifecycle import ConfigurationError, Exit
 from storage.engine import mapped_errors, open_engine
 
 if TYPE_CHECKING:
-    from storage.erasure import Erased
+    from storage.privacy.erasure import Erased
 
 SHOWN = 20
 """Unknown users told on stderr; more are counted."""
@@ -62,12 +62,15 @@ def erase(
     nothing was ever known are blocked too, and listed with exit code 3: they may be misspelt. Cannot be undone;
     interrupted, call it again.
     """
-    from storage import collection, erasure
+    from storage.learning import snapshot_gc
+    from storage.privacy import erasure
 
     asked = _wanted(users or [], listed)
     wanted = asked.ids
     if listed == STDIN and not yes:
-        raise Usage("nobody can be asked while the list comes from standard input", where="--from -", todo="add --yes")
+        raise ConfigurationError(
+            "nobody can be asked while the list comes from standard input", where="--from -", hint="add --yes"
+        )
     call = session(context)
     call.check_tables()
     failpoints.arm(call.settings.failpoint)
@@ -77,7 +80,7 @@ def erase(
     with mapped_errors():
         erased = erasure.erase(engine, wanted, done=_passed)
     with call.reading() as connection:
-        naming = collection.naming(connection, pinned=True)
+        naming = snapshot_gc.naming(connection, pinned=True)
         unknown = _unknown(connection, erased.unknown)
     if json:
         told = {"users": len(wanted), "empty_lines": asked.empty_lines, **asdict(erased)}
@@ -92,10 +95,10 @@ def erase(
 
 def _unknown(connection: Connection, users: Sequence[str]) -> list[Unknown]:
     """Users of whom nothing was known, with those still there who may have been meant."""
-    from storage import forgetting
+    from storage.privacy import row_erasure
 
     forms = {user: meant(user) for user in users}
-    there = forgetting.known_of(connection, {form for found in forms.values() for form in found}) if users else set()
+    there = row_erasure.known_of(connection, {form for found in forms.values() for form in found}) if users else set()
     return [Unknown(user=user, did_you_mean=[form for form in forms[user] if form in there]) for user in users]
 
 
@@ -137,7 +140,7 @@ def _wanted(users: list[str], listed: Path | None) -> IdList:
     found = read_ids(listed) if listed is not None else IdList(ids=(), empty_lines=0)
     wanted = tuple(dict.fromkeys([*given, *found.ids]))
     if not wanted:
-        raise Usage("no user is named", todo="driftline erase USER ..., or --from FILE")
+        raise ConfigurationError("no user is named", hint="driftline erase USER ..., or --from FILE")
     return IdList(ids=wanted, empty_lines=found.empty_lines)
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from driftline.commands import AsJson, example, session
-from driftline.commands.processes import OptionalPort, long_running, peak_rss_bytes
-from driftline.shown import as_json, say
+from driftline.commands.run_process import OptionalPort, long_running, peak_rss_bytes
+from driftline.output import as_json, say
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def export(
 
     A bundle is seen when it is whole, and latest.json names the newest. Ctrl-C drains.
     """
-    from scoring.export import Export
+    from scoring.export.process import Export
 
     call = session(context)
     settings = call.settings.export

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from driftline.commands import AsJson, example, session
-from driftline.shown import as_json, note, say, table
-from runtime.lifecycle import Usage
+from driftline.output import as_json, note, say, table
+from runtime.lifecycle import ConfigurationError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,7 +25,8 @@ def add_to(app: typer.Typer) -> None:
 
 def status(context: typer.Context, json: AsJson = False) -> None:
     """Print what came of the labels that each learner of outcomes has read: each label counts once."""
-    from storage import labels, overview
+    from storage import overview
+    from storage.learning import label_resolutions
 
     call = session(context)
     with call.reading() as connection:
@@ -41,7 +42,7 @@ def status(context: typer.Context, json: AsJson = False) -> None:
         if one.idle:
             say(f"read to the broker's end when silences ended last: {', '.join(one.idle)}")
         if one.unlabelled:
-            note(labels.none_read(one.task, one.open))
+            note(label_resolutions.none_read(one.task, one.open))
 
 
 def assume_complete(
@@ -54,12 +55,12 @@ def assume_complete(
     Until a first label is read, or this is said, no payment counts as good by silence: a topic of labels that is
     misspelt or not connected yet would look like a world without fraud. What was learnt meanwhile stays learnt.
     """
-    from storage import labels
+    from storage.learning import label_resolutions
 
     call = session(context)
     if not task.strip():
-        raise Usage("a task has a name", where="TASK", todo="name it as labels do, e.g. fraud")
+        raise ConfigurationError("a task has a name", where="TASK", hint="name it as labels do, e.g. fraud")
     with call.writing() as connection:
-        changed = (labels.assume_no_more if undo else labels.assume_complete)(connection, task)
+        changed = (label_resolutions.assume_no_more if undo else label_resolutions.assume_complete)(connection, task)
     what = "labels are expected" if undo else "silence counts, though no label may come"
     say(f"task {task}: {what}{'' if changed else ' (as before)'}; a running `train` knows within a second")

@@ -1,4 +1,4 @@
-"""`offsets show` and `offsets adopt`: how far each stream has been read, and what to do when Kafka changed."""
+"""`offsets show` and `offsets rebind`: how far each stream has been read, and what to do when Kafka changed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Annotated
 import typer
 
 from contracts import topics
-from driftline import adopt as adoption
-from driftline.adopt import Act, Change
+from driftline import rebind as rebinding
+from driftline.cli_context import Session
 from driftline.commands import AsJson, example, session
-from driftline.session import Session
-from driftline.shown import as_json, note, say, table
+from driftline.output import as_json, note, say, table
+from driftline.rebind import Act, Rebinding
 from runtime import kafka
 from runtime.lifecycle import Transient
-from storage import offsets as stored
 from storage import overview
-from storage.offsets import Fenced, StreamRow
+from storage.log import offsets as stored
+from storage.log.offsets import Fenced, StreamRow
 from storage.overview import Far
-from streams.positions import Range
+from streams.ingest.start_positions import Range
 
 offsets = typer.Typer(help="How far each stream has been read.", no_args_is_help=True)
 
@@ -29,7 +29,7 @@ offsets = typer.Typer(help="How far each stream has been read.", no_args_is_help
 def add_to(app: typer.Typer) -> None:
     """The verbs of this file."""
     offsets.command("show", epilog=example("driftline offsets show", "driftline offsets show --all --json"))(show)
-    offsets.command("adopt", epilog=example("driftline offsets adopt", "driftline offsets adopt --yes"))(adopt)
+    offsets.command("rebind", epilog=example("driftline offsets rebind", "driftline offsets rebind --yes"))(rebind)
     app.add_typer(offsets, name="offsets")
 
 
@@ -79,7 +79,7 @@ def _told(far: Far) -> str:
     return f"{what} more than a day ahead of those before {those}, {more}{where}{', '.join(map(str, far.offsets))}"
 
 
-def adopt(
+def rebind(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     undrained: Annotated[
@@ -100,17 +100,17 @@ def adopt(
         typer.confirm("Do it?", abort=True, err=True)
     with call.writing() as connection:
         try:
-            adoption.apply(connection, changes)
+            rebinding.apply(connection, changes)
         except Fenced as error:
-            raise Transient(str(error), todo="stop `ingest`, and run it again") from None
+            raise Transient(str(error), hint="stop `ingest`, and run it again") from None
     if json:
         as_json([asdict(change) for change in changes])
     elif changes:
         say("done; start `driftline ingest` again")
 
 
-def planned(call: Session, *, undrained: bool = False) -> list[Change]:
-    """What adopting would do.
+def planned(call: Session, *, undrained: bool = False) -> list[Rebinding]:
+    """What rebinding would do.
 
     :raises Refused: it must not be done.
     """
@@ -119,7 +119,7 @@ def planned(call: Session, *, undrained: bool = False) -> list[Change]:
     described = kafka.describe(call.kafka, list(topics.INPUTS))
 
     def first_new(row: StreamRow, end: int) -> int:
-        from driftline.audit import first_unexplained
+        from driftline.audit.auditor import first_unexplained
 
         note(f"{row.stream.topic}[{row.stream.partition}] lost its end; comparing what it holds with what was read ...")
         return first_unexplained(
@@ -131,7 +131,7 @@ def planned(call: Session, *, undrained: bool = False) -> list[Change]:
         )
 
     with ranges(call) as range_of:
-        return adoption.plan(rows, described, range_of, first_new, undrained=undrained)
+        return rebinding.plan(rows, described, range_of, first_new, undrained=undrained)
 
 
 @contextmanager
@@ -144,9 +144,9 @@ def ranges(call: Session) -> Iterator[Range]:
         consumer.close()
 
 
-def _show(changes: list[Change]) -> None:
+def _show(changes: list[Rebinding]) -> None:
     if not changes:
-        say("nothing to adopt: Kafka is as Postgres remembers it")
+        say("nothing to rebind: Kafka is as Postgres remembers it")
         return
     rows = [(change.act, change.stream.topic, change.stream.partition, change.offset, change.why) for change in changes]
     table(["", "topic", "partition", "at", "because"], rows)

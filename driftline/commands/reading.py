@@ -10,17 +10,20 @@ import typer
 
 from contracts import topics
 from driftline.asof import AsOf, parse
+from driftline.cli_context import Session
 from driftline.commands import AsJson, example, session
 from driftline.commands.offsets import ranges
-from driftline.session import Session
-from driftline.shown import age, as_json, note, say, table, time
+from driftline.output import age, as_json, note, say, table, time
 from runtime import kafka
-from runtime.lifecycle import Trouble, Usage
-from storage import dead_letters, items, labels, overview, sequences, trimming
-from storage import offsets as stored
-from storage.log import time_of
-from storage.offsets import StreamRow
-from storage.staleness import staleness_s
+from runtime.lifecycle import ConfigurationError, DriftlineError
+from storage import items, overview
+from storage.freshness import staleness_s
+from storage.learning import label_resolutions
+from storage.log import dead_letters
+from storage.log import offsets as stored
+from storage.log.event_log import time_of
+from storage.log.offsets import StreamRow
+from storage.sequences import sequence_retention, user_sequences
 
 SHOWN_CHARS = 60
 """Of a text, in the table; --json tells all."""
@@ -105,7 +108,7 @@ def status(context: typer.Context, json: AsJson = False) -> None:
         idle = f"; idle when silences ended last: {', '.join(one.idle)}" if one.idle else ""
         say(f"labels of {one.task} to {one.learner}: {counted or 'none'}; {one.open:,} payments wait{idle}")
         if one.unlabelled and one.open:
-            note(labels.none_read(one.task, one.open))
+            note(label_resolutions.none_read(one.task, one.open))
 
 
 def user(
@@ -128,9 +131,9 @@ def user(
     call = session(context)
     with call.reading() as connection:
         asked = parse(as_of, stored.watermark(connection))
-        ask = sequences.HistoryAsk(user=user_id, before=asked.before, last_n=last)
-        (events,) = sequences.histories(connection, [ask], asked.cursor)
-        missing = trimming.missing(connection, user_id)
+        ask = user_sequences.HistoryAsk(user=user_id, before=asked.before, last_n=last)
+        (events,) = user_sequences.histories(connection, [ask], asked.cursor)
+        missing = sequence_retention.missing(connection, user_id)
     if json:
         shown = [{**event._asdict(), "at": time_of(event.at)} for event in events]
         as_json({"user_id": user_id, "as_of": str(asked), "events": shown, "removed": missing and asdict(missing)})
@@ -173,8 +176,8 @@ def item(
     with call.reading() as connection:
         asked = parse(as_of, stored.watermark(connection))
         if asked != AsOf(asked.cursor):
-            raise Usage(
-                "an item's versions are told apart by offsets, not by time", where="--as-of", todo="name a cursor"
+            raise ConfigurationError(
+                "an item's versions are told apart by offsets, not by time", where="--as-of", hint="name a cursor"
             )
         versions = items.versions(connection, item_id, asked.cursor, limit=last)
     if json:
@@ -188,7 +191,7 @@ def item(
     say(f"as of {asked}")
 
 
-def _described(version: items.Version) -> tuple[object, ...]:
+def _described(version: items.ItemVersion) -> tuple[object, ...]:
     """Title, the text's beginning, attributes, source."""
     if version.payload is None:
         return ("(deleted)", None, None, None)
@@ -203,10 +206,10 @@ def _described(version: items.Version) -> tuple[object, ...]:
 
 
 _KINDS = {
-    sequences.USER: "event",
-    sequences.PAYMENT: "payment",
-    sequences.RELATION_ACTOR: "to",
-    sequences.RELATION_COUNTERPART: "from",
+    user_sequences.USER: "event",
+    user_sequences.PAYMENT: "payment",
+    user_sequences.RELATION_ACTOR: "to",
+    user_sequences.RELATION_COUNTERPART: "from",
 }
 
 
@@ -221,7 +224,7 @@ def _ends(call: Session, rows: list[StreamRow]) -> tuple[dict[tuple[str, int], i
             place = (row.stream.topic, row.stream.partition)
             if place in ends and not described[place[0]].trusts_high_watermark:
                 ends[place] = max(ends[place], row.next_offset)  # the broker tells too few
-    except Trouble as trouble:
+    except DriftlineError as trouble:
         return {}, str(trouble)
     foreign = {
         row.stream.topic
@@ -231,7 +234,7 @@ def _ends(call: Session, rows: list[StreamRow]) -> tuple[dict[tuple[str, int], i
     }
     if foreign:
         kept = {place: end for place, end in ends.items() if place[0] not in foreign}
-        return kept, f"{', '.join(sorted(foreign))} is not the topic that was read: `driftline offsets adopt`"
+        return kept, f"{', '.join(sorted(foreign))} is not the topic that was read: `driftline offsets rebind`"
     return ends, ""
 
 

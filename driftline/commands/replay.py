@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from driftline.commands import AsJson, example, session
-from driftline.datasets.names import NAMES
-from driftline.shown import as_json, say, time
-from runtime.lifecycle import Stop, Usage
+from driftline.datasets.dataset_names import NAMES
+from driftline.output import as_json, say, time
+from runtime.lifecycle import ConfigurationError, Stop
 
 Speed = Annotated[
     float,
@@ -79,14 +79,16 @@ def replay(
     """
     from driftline.datasets.known import known_source
     from driftline.recorded import Columns, LateLabel, Source
-    from driftline.replay import replay as send
+    from driftline.recorded.publisher import replay as send
 
     call = session(context)
     if source in NAMES and not Path(source).exists():
         chosen = known_source(source, folder)
     elif user is None or time_column is None:
         known = ", ".join(NAMES)
-        raise Usage("a file needs --user COL and --time COL", where=source, todo=f"name them; or replay {known}")
+        raise ConfigurationError(
+            "a file needs --user COL and --time COL", where=source, hint=f"name them; or replay {known}"
+        )
     else:
         late = LateLabel(column=label, task=label_task, delay=timedelta(days=label_delay_days)) if label else None
         chosen = Source(

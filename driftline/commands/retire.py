@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from driftline.commands import AsJson, example, session
-from driftline.shown import as_json, say
-from runtime.lifecycle import Refused, Usage
+from driftline.output import as_json, say
+from runtime.lifecycle import ConfigurationError, OperatorActionRequired
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def retire(
     `train` of it that still runs ends with exit code 3. Cannot be undone; `driftline train` of the same name starts
     from nothing, with the settings it has then.
     """
-    from storage import retirement
+    from storage.learning import retirement
 
     call = session(context)
     call.check_tables()
@@ -39,13 +39,13 @@ def retire(
         with call.writing() as connection:
             retired = retirement.retire(connection, learner)
     except retirement.Pinned as error:
-        raise Refused(
+        raise OperatorActionRequired(
             f"these of its snapshots are pinned: {', '.join(error.ids)}",
             where=f"learner {learner}",
-            todo=f"driftline snapshots unpin {' '.join(error.ids)}",
+            hint=f"driftline snapshots unpin {' '.join(error.ids)}",
         ) from None
     if retired is None:
-        raise Usage(f"no learner {learner}", todo="see `driftline status`")
+        raise ConfigurationError(f"no learner {learner}", hint="see `driftline status`")
     if json:
         as_json(asdict(retired))
         return

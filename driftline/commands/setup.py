@@ -10,9 +10,9 @@ from alembic.util.exc import CommandError
 
 from contracts import topics as topic_list
 from driftline.commands import AsJson, example, session
-from driftline.shown import as_json, note, say, table
+from driftline.output import as_json, note, say, table
 from runtime import kafka
-from runtime.lifecycle import Refused
+from runtime.lifecycle import OperatorActionRequired
 from storage import migrate
 
 topics = typer.Typer(help="The topics in Kafka.", no_args_is_help=True)
@@ -35,10 +35,10 @@ def migrate_tables(context: typer.Context, json: AsJson = False) -> None:
     try:
         revision = migrate.upgrade(session(context).postgres_url)
     except CommandError as error:
-        raise Refused(
+        raise OperatorActionRequired(
             f"the tables are of a version that this one does not know: {error}",
             where="setting DRIFTLINE_POSTGRES_URL",
-            todo="use the Driftline that made them, or a newer one",
+            hint="use the Driftline that made them, or a newer one",
         ) from None
     if json:
         as_json({"revision": revision})

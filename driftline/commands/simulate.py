@@ -12,9 +12,9 @@ import typer
 from contracts.topics import INPUTS
 from driftline.commands import AsJson, example, session
 from driftline.commands.replay import Speed
+from driftline.output import as_json, note, say, time
 from driftline.sending import check_topics
-from driftline.shown import as_json, note, say, time
-from runtime.lifecycle import Stop, Usage
+from runtime.lifecycle import ConfigurationError, Stop
 
 if TYPE_CHECKING:
     from driftline.simulate import Scenario
@@ -80,7 +80,7 @@ def simulate(
     from driftline.simulate import DAY_S, Drift, Scenario
 
     if until_now and live:
-        raise Usage("--until-now and --live contradict each other")
+        raise ConfigurationError("--until-now and --live contradict each other")
     now = datetime.now(UTC)
     after_days = days / 2 if change_after_days is None else change_after_days
     scenario = Scenario(
@@ -116,7 +116,9 @@ def _send(context: typer.Context, scenario: Scenario, *, truth: Path | None, spe
         try:
             truth.write_bytes(simulation.truth.json() + b"\n")
         except OSError as error:
-            raise Usage(f"cannot write: {error.strerror}", where=str(truth), todo="name a file in a folder") from None
+            raise ConfigurationError(
+                f"cannot write: {error.strerror}", where=str(truth), hint="name a file in a folder"
+            ) from None
     with stop.on_signals():
         sent = produce(paced(simulation.records(), speed=speed, stop=stop), call.kafka)
     if json:

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from driftline.commands import AsJson, Limit, example, session
-from driftline.shown import as_json, say, table
-from runtime.lifecycle import Exit, Usage
-from storage import collection, registry
-from storage import snapshots as files
-from storage.registry import Snapshot
+from driftline.output import as_json, say, table
+from runtime.lifecycle import ConfigurationError, Exit
+from storage.learning import snapshot_files as files
+from storage.learning import snapshot_gc, snapshot_registry
+from storage.learning.snapshot_registry import Snapshot
 
 snapshots = typer.Typer(help="Snapshots of the learners' weights.", no_args_is_help=True)
 OfLearner = Annotated[str | None, typer.Option("--learner", metavar="NAME", help="Of this learner only.")]
@@ -37,7 +37,7 @@ def list_snapshots(context: typer.Context, learner: OfLearner = None, limit: Lim
     Of those an erasure touched: whether they can be rebuilt, and whether their files may name erased users.
     """
     with session(context).reading() as connection:
-        found, naming = registry.snapshots(connection, learner, limit=limit), collection.naming(connection)
+        found, naming = snapshot_registry.snapshots(connection, learner, limit=limit), snapshot_gc.naming(connection)
     if json:
         as_json([_fields(one, naming) for one in found])
         return
@@ -59,9 +59,9 @@ def show(
 ) -> None:
     """Print a snapshot's registry entry with its manifest, as JSON."""
     with session(context).reading() as connection:
-        found, naming = registry.find(connection, snapshot_id), collection.naming(connection)
+        found, naming = snapshot_registry.find(connection, snapshot_id), snapshot_gc.naming(connection)
     if found is None:
-        raise Usage(f"no snapshot {snapshot_id}", todo="see `driftline snapshots list`")
+        raise ConfigurationError(f"no snapshot {snapshot_id}", hint="see `driftline snapshots list`")
     as_json(_fields(found, naming))
 
 
@@ -74,9 +74,11 @@ def verify(
     """Read snapshot files and compare their bytes with the registry. Exit 1 if one is missing or different."""
     call = session(context)
     with call.reading() as connection:
-        known = [s for s in registry.snapshots(connection, learner, limit=1_000_000) if s.status == "live"]
+        known = [s for s in snapshot_registry.snapshots(connection, learner, limit=1_000_000) if s.status == "live"]
     if unknown := set(ids or ()) - {one.id for one in known}:
-        raise Usage(f"no live snapshot {', '.join(sorted(unknown))}", todo="see `driftline snapshots list`")
+        raise ConfigurationError(
+            f"no live snapshot {', '.join(sorted(unknown))}", hint="see `driftline snapshots list`"
+        )
     folder = call.settings.snapshots
     results: list[dict[str, Any]] = []
     for one in known:
@@ -110,8 +112,10 @@ def unpin(context: typer.Context, ids: Ids) -> None:
 def _pin(context: typer.Context, ids: list[str], *, pinned: bool) -> None:
     with session(context).writing() as connection:
         for snapshot_id in ids:
-            if not collection.pin(connection, snapshot_id, pinned=pinned):
-                raise Usage(f"no live snapshot {snapshot_id}: nothing done", todo="see `driftline snapshots list`")
+            if not snapshot_gc.pin(connection, snapshot_id, pinned=pinned):
+                raise ConfigurationError(
+                    f"no live snapshot {snapshot_id}: nothing done", hint="see `driftline snapshots list`"
+                )
     say(f"{'pinned' if pinned else 'unpinned'} {', '.join(ids)}")
 
 

@@ -14,14 +14,15 @@ import typer
 from pydantic import SecretStr
 
 from contracts import topics
-from driftline import adopt, stack
+from driftline import rebind
+from driftline.cli_context import Session
 from driftline.commands import example, session
 from driftline.commands.offsets import planned
-from driftline.local import LocalStack, local_stack
-from driftline.session import Session
-from driftline.shown import note, say
-from driftline.stack import Stack
-from driftline.supervisor import Child, supervise
+from driftline.local import running_stack
+from driftline.local.embedded import LocalStack, local_stack
+from driftline.local.running_stack import Stack
+from driftline.local.supervisor import Child, supervise
+from driftline.output import note, say
 from runtime import kafka
 from runtime import settings as all_settings
 from runtime.lifecycle import Exit, Stop
@@ -61,12 +62,16 @@ def up(
     wanted["export"] = export and train
     verbs = [verb for verb, runs in wanted.items() if runs]
     stop = Stop()
-    with stop.on_signals(), stack.held(home / stack.NAME) as place, _parts(given, data and home, home) as (parts, call):
+    with (
+        stop.on_signals(),
+        running_stack.held(home / running_stack.NAME) as place,
+        _parts(given, data and home, home) as (parts, call),
+    ):
         _prepare(call, parts)
         ports = {verb: _free(given.admin_host, getattr(given, verb).port or 0) for verb in verbs}
         place.tell(told := _addresses(call.settings, parts, ports))
-        _print(told, parts, home / stack.NAME, given)
-        before = ["--stack", str(home / stack.NAME)]
+        _print(told, parts, home / running_stack.NAME, given)
+        before = ["--stack", str(home / running_stack.NAME)]
         if (config := session(context).config) is not None:
             before += ["--config", str(config.absolute())]
         hidden = Secrets(given.secrets())
@@ -105,7 +110,7 @@ def _prepare(call: Session, parts: LocalStack) -> None:
     kafka.create_topics(call.kafka, topics.ALL)
     if parts.embedded_broker and (changes := planned(call)):
         with call.writing() as connection:
-            adopt.apply(connection, changes)
+            rebind.apply(connection, changes)
         note("this database has met another broker before: a new one is adopted, and records that the old one held")
         note("and that were not ingested are gone (the embedded broker keeps them in memory only)")
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from driftline.audit_findings import Finding, Report
+from driftline.audit.findings import AuditReport, Finding
 from driftline.commands import AsJson, example, session
-from driftline.shown import as_json, note, one_line, say, table
+from driftline.output import as_json, note, one_line, say, table
 from runtime.lifecycle import Exit
 from storage.engine import mapped_errors
 
 if TYPE_CHECKING:
-    from driftline.audit_labels import LearnerReport
+    from driftline.audit.label_check import LearnerReport
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,8 +35,8 @@ def verify(
     Valid ones in the log and in their users' sequences, invalid ones as dead letters; exit 1 if not.
     Reads all topics and tables with its own consumer and its own SQL; writes nothing.
     """
-    from driftline.audit import audit
-    from driftline.audit_labels import audit_learners
+    from driftline.audit.auditor import audit
+    from driftline.audit.label_check import audit_learners
 
     call = session(context)
     call.check_tables()
@@ -57,7 +57,7 @@ _LOG = (Finding.LOST, Finding.TWICE, Finding.EXTRA, Finding.WRONG)
 _SEQUENCES = (Finding.NOT_IN_SEQUENCE, Finding.TWICE_IN_SEQUENCE, Finding.EXTRA_IN_SEQUENCE, Finding.WRONG_IN_SEQUENCE)
 
 
-def _show(report: Report) -> None:
+def _show(report: AuditReport) -> None:
     found = report.topics.values()
     headers = [
         "topic",
@@ -104,7 +104,7 @@ def _show(report: Report) -> None:
         if topic.unproven:
             say(f"{topic.topic}: {topic.unproven:,} records are in no log; they may repeat what is nowhere any more")
         if topic.given_up:
-            say(f"{topic.topic}: {topic.given_up:,} offsets were given up by `offsets adopt`")
+            say(f"{topic.topic}: {topic.given_up:,} offsets were given up by `offsets rebind`")
         if topic.deleted_before:
             where = ", ".join(
                 f"[{partition}] {offsets:,}" for partition, offsets in sorted(topic.deleted_before.items())

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from driftline.datasets import amazon_titles, berka, foursquare, online_retail, plain
-from driftline.datasets.names import NAMES
+from driftline.datasets.dataset_names import NAMES
 from driftline.recorded import Source
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 _BUILDERS: Mapping[str, Callable[[Path], Source]] = {
     "stackoverflow": plain.stackoverflow,
@@ -28,7 +28,9 @@ def known_source(name: str, folder: Path) -> Source:
     :raises Usage: there is no such data set, or not in this folder.
     """
     if name not in _BUILDERS:
-        raise Usage(f"no data set {name!r}", todo=f"known: {', '.join(NAMES)}; or name a file and its columns")
+        raise ConfigurationError(
+            f"no data set {name!r}", hint=f"known: {', '.join(NAMES)}; or name a file and its columns"
+        )
     try:
         source = _BUILDERS[name](folder)
     except FileNotFoundError as error:
@@ -38,5 +40,5 @@ def known_source(name: str, folder: Path) -> Source:
     return source
 
 
-def _absent(name: str, file: Path) -> Usage:
-    return Usage(f"no file of {name}", where=str(file), todo="give the folder that holds the data sets")
+def _absent(name: str, file: Path) -> ConfigurationError:
+    return ConfigurationError(f"no file of {name}", where=str(file), hint="give the folder that holds the data sets")

@@ -14,11 +14,11 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from driftline.demo import told
-from driftline.demo.facts import Plot
+from driftline.demo import render
 from driftline.demo.report import report
-from driftline.demo.story import Story
-from runtime.lifecycle import Exit, Trouble
+from driftline.demo.results import Plot
+from driftline.demo.steps import Story
+from runtime.lifecycle import DriftlineError, Exit
 
 FOLDER = Path("build/demo")
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     story = Story(Plot(), folder, console)
     try:
         facts = story.run()
-    except Trouble as trouble:
+    except DriftlineError as trouble:
         console.print(f"[red]the demo could not be played to its end:[/] {escape(str(trouble))}", highlight=False)
         return trouble.code
     except KeyboardInterrupt:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         return 130
     found = report(story.plot, facts)
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
-    told.show(found, console)
+    render.show(found, console)
     console.print(f"\n{folder / 'report.json'} has all of this and more; the logs are beside it", highlight=False)
     return Exit.DONE if found["ok"] else Exit.FAILED
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from driftline.demo.play import Play
+from driftline.demo.stage import Play
 
 
 def export(play: Play) -> None:

@@ -9,14 +9,15 @@ from typing import Any
 from contracts import topics
 from contracts.codec import encode
 from contracts.records import Label, UserEvent
-from driftline.audit_traces import traces
-from driftline.demo.cast import Broken
-from driftline.demo.play import Play
+from driftline.audit.byte_traces import traces
+from driftline.demo.processes import Broken
+from driftline.demo.stage import Play
 from driftline.simulate.scenario import DAY_S, SOURCE, Scenario
 from runtime.produce import Outgoing, produce
-from storage import overview, predictions
-from storage.predictions import Kept
-from storage.sequences import PAYMENT
+from storage import overview
+from storage.learning import predictions
+from storage.learning.predictions import OpenPrediction
+from storage.sequences.user_sequences import PAYMENT
 
 LATE = timedelta(days=3)
 BRANCH = 1
@@ -104,7 +105,7 @@ def _newest_payment(play: Play) -> dict[str, Any]:
     raise Broken("the user has paid for nothing: no label can come", where=play.plot.asked)
 
 
-def _prediction(play: Play, payment: dict[str, Any]) -> Kept:
+def _prediction(play: Play, payment: dict[str, Any]) -> OpenPrediction:
     """What the learner of outcomes said of it when it came.
 
     :raises Broken: nothing.

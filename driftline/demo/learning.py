@@ -9,12 +9,12 @@ import msgspec
 
 from contracts import topics
 from contracts.records import Progress
-from driftline.demo.cast import Actor, Broken
-from driftline.demo.facts import LEARNERS
-from driftline.demo.play import Play
+from driftline.cli_context import Session
+from driftline.demo.processes import Actor, Broken
+from driftline.demo.results import LEARNERS
+from driftline.demo.stage import Play
 from driftline.demo.topic_values import values
 from driftline.demo.watching import watch
-from driftline.session import Session
 from storage import overview
 
 
@@ -35,7 +35,7 @@ def prepare(play: Play) -> None:
 
 
 def take_in(play: Play) -> None:
-    """`ingest` dies in a batch; PromptTPP learns meanwhile, `drift` watches, `maintain` seals."""
+    """`ingest` dies in a batch; PromptTPP learns meanwhile, `drift` watches, `maintain` compacts."""
     facts, plot, began = play.facts, play.plot, time.monotonic()
     first = play.players.start("ingest", "--port", "0", name="ingest-1", failpoint=plot.ingest_dies_at)
     _start_the_others(play)

@@ -10,7 +10,7 @@ import msgspec
 
 from contracts import topics
 from contracts.records import DriftAlarm, Progress
-from driftline.demo.facts import LEARNERS, Facts, Plot
+from driftline.demo.results import LEARNERS, Facts, Plot
 
 Report = dict[str, Any]
 
@@ -221,7 +221,7 @@ def _checks(found: Report, facts: Facts) -> list[Report]:
 
 def _from_a_table(facts: Facts) -> bool:
     ranking = facts.ranking
-    by_table = ranking is not None and ranking.state in ("met", "topped_up", "rebuilt")
+    by_table = ranking is not None and ranking.state in ("cache_hit", "cache_updated", "cache_rebuilt")
     return by_table and ranking is not None and ranking.snapshot_id == facts.sdim["snapshot_id"]
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from contracts.scoring import RankingAnswer, ScoreAnswer
-from driftline.demo.pages import answers, free_port, post
-from driftline.demo.play import Play
+from driftline.demo.http_client import answers, free_port, post
+from driftline.demo.stage import Play
 from driftline.simulate.encoding import item_id
 
 CANDIDATES = 200

@@ -6,8 +6,8 @@ import msgspec
 
 from contracts import topics
 from contracts.records import DriftAlarm
-from driftline.demo.pages import free_port, metric
-from driftline.demo.play import Play
+from driftline.demo.http_client import free_port, metric
+from driftline.demo.stage import Play
 from driftline.demo.topic_values import values
 
 _RECORDS = f'driftline_drift_records_total{{topic="{topics.PROGRESS}"}}'

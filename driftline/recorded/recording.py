@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from contracts.codec import encode
-from driftline.recorded import rows as row_values
+from driftline.recorded import record_rows as row_values
 from driftline.recorded import tables, values
 from driftline.recorded.source import Source
 from runtime.produce import Outgoing

@@ -10,7 +10,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from driftline.recorded.source import Source
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 BATCH_ROWS = 65_536
 
@@ -35,7 +35,9 @@ def read(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     try:
         yield from _parquet(file, columns) if file.suffix == ".parquet" else _csv(file, columns)
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise Usage(f"unreadable: {error}", where=str(file), todo="check the file and the columns named") from None
+        raise ConfigurationError(
+            f"unreadable: {error}", where=str(file), hint="check the file and the columns named"
+        ) from None
 
 
 def _parquet(file: Path, columns: Sequence[str]) -> Iterator[pa.Table]:

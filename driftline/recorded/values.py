@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from contracts.records import MAX_AMOUNT, MILLIONTHS
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UNKNOWN = np.iinfo(np.int64).min
@@ -33,7 +33,9 @@ def texts(table: pa.Table, column: str) -> list[str | None]:
     try:
         return _as_text(table[column])
     except pa.ArrowException as error:
-        raise Usage(f"column {column} holds no plain values: {error}", todo="name another column") from None
+        raise ConfigurationError(
+            f"column {column} holds no plain values: {error}", hint="name another column"
+        ) from None
 
 
 def ids(source: str, table: pa.Table, column: str) -> list[str | None]:

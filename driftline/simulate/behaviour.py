@@ -6,7 +6,7 @@ import numpy as np
 
 from driftline.simulate.arrivals import Block
 from driftline.simulate.catalogue import Catalogue
-from driftline.simulate.rows import EVENT, Rows, empty
+from driftline.simulate.planned_rows import EVENT, Rows, empty
 from driftline.simulate.scenario import BUY, TYPES, Flags, Floats, Integers, Scenario
 from driftline.simulate.world import FRAUD, MERCHANTS, World
 

@@ -11,7 +11,7 @@ from contracts.records import Item, Label, Payment, Relation, UserEvent
 from driftline.simulate.behaviour import MESSAGE_KIND
 from driftline.simulate.catalogue import title
 from driftline.simulate.faults import MALFORMED, malformed
-from driftline.simulate.rows import BROKEN, EVENT, GONE, ITEM, LABEL, REPEATED, Rows
+from driftline.simulate.planned_rows import BROKEN, EVENT, GONE, ITEM, LABEL, REPEATED, Rows
 from driftline.simulate.scenario import BUY, MESSAGE, SOURCE, TYPES, Scenario, time
 from driftline.simulate.world import SHELVES
 from runtime.produce import Outgoing

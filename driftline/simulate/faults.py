@@ -10,7 +10,7 @@ import numpy as np
 from contracts import topics
 from contracts.codec import Reason, encode
 from contracts.records import MAX_ID_CHARS, Relation, UserEvent
-from driftline.simulate.rows import BROKEN, REPEATED, Rows, empty
+from driftline.simulate.planned_rows import BROKEN, REPEATED, Rows, empty
 from driftline.simulate.scenario import SOURCE, Integers, Scenario
 
 MALFORMED = (

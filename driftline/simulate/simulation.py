@@ -12,11 +12,11 @@ from driftline.simulate.arrivals import blocks
 from driftline.simulate.behaviour import Behaviour
 from driftline.simulate.catalogue import Catalogue
 from driftline.simulate.encoding import Encoder, item_id, merchant_id, user_id
-from driftline.simulate.rows import GONE, ITEM, LABEL, Rows, made
+from driftline.simulate.planned_rows import GONE, ITEM, LABEL, Rows, made
 from driftline.simulate.scenario import BUY, Scenario, time
 from driftline.simulate.schedule import Schedule, changes
-from driftline.simulate.tally import Tally
-from driftline.simulate.truth import Change, RetiredItem, Truth
+from driftline.simulate.truth import PlantedChange, RetiredItem, Truth
+from driftline.simulate.truth_counts import Tally
 from driftline.simulate.world import World
 from runtime.produce import Outgoing
 
@@ -38,11 +38,11 @@ class Simulation:
             yield from self._encoder.records(rows)
 
     @property
-    def changes(self) -> tuple[Change, ...]:
+    def changes(self) -> tuple[PlantedChange, ...]:
         """The planted changes, in the order of time."""
         start_us = self.scenario.start_us
         return tuple(
-            Change(
+            PlantedChange(
                 kind=self.scenario.drift,
                 starts_at=time(start_us + round(span.begins_s * 1e6)),
                 ends_at=time(start_us + round(span.ends_s * 1e6)),

@@ -16,7 +16,7 @@ from driftline.simulate.world import FRAUD, Regime
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class PlantedChange:
     """A planted change of behaviour, in event time."""
 
     kind: Drift
@@ -55,7 +55,7 @@ class Truth:
     """All that was planted, and how many records of what there are."""
 
     scenario: Scenario
-    changes: tuple[Change, ...]
+    changes: tuple[PlantedChange, ...]
     """In the order of time."""
     before: Regime
     """The behaviour until the first change."""

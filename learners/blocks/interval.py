@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.batch import Bools, Ints, Target, TargetKind
+from learners.contract.batch import Bools, Ints, Target, TargetKind
 
 
 def tick_of(now: Ints, at: Ints, resolution: Ints) -> tuple[Ints, Ints]:

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from learners.batch import Floats
+from learners.contract.batch import Floats
 
 Compensators = Callable[[Floats], tuple[Floats, Floats]]
 """Edges [P + 1] or [B, P + 1], in units from now, to the compensator of each panel [B, P] (positive) and

@@ -8,10 +8,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from learners.batch import Floats, Strings
-from learners.coding import check_like, check_names
-from learners.protocol import State
-from learners.vocabulary import UNKNOWN, Numbered, Vocabulary, rows_for
+from learners.contract.batch import Floats, Strings
+from learners.contract.protocol import State
+from learners.contract.state_codec import check_like, check_names
+from learners.contract.string_index import UNKNOWN, Numbered, StringIndex, rows_for
 
 DECAY: Final = 1.0 - 1e-4
 """Weight of the past, per item counted: a memory of about 10,000 events."""
@@ -21,7 +21,7 @@ class PopularityCounts:
     """How often each item came lately."""
 
     def __init__(self, capacity: int) -> None:
-        self._items = Vocabulary(capacity)
+        self._items = StringIndex(capacity)
         self._counts = np.zeros(rows_for(1))
         """[rows]; row UNKNOWN stays 0."""
 
@@ -50,7 +50,7 @@ class PopularityCounts:
     def from_state(cls, state: State) -> PopularityCounts:
         """:raises ForeignState: not such counts."""
         check_names(state, {"vocabulary", "counts"})
-        items = Vocabulary.from_state(state["vocabulary"])
+        items = StringIndex.from_state(state["vocabulary"])
         check_like("counts", state["counts"], torch.zeros(rows_for(len(items)), dtype=torch.float64))
         counts = cls(items.capacity)
         counts._items, counts._counts = items, state["counts"].numpy().copy()

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from learners.batch import Floats
+from learners.contract.batch import Floats
 
 
 @lru_cache(maxsize=32)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.batch import Ints
+from learners.contract.batch import Ints
 
 TINY = 1e-12
 """Norms below it count as this: an empty bucket reads as the zero vector."""

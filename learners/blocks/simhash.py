@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.randomness import uniform
+from learners.contract.randomness import uniform
 
 
 def hash_matrix(seed: int, *, signatures: int, tau: int, width: int) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learners.batch import Floats
+from learners.contract.batch import Floats
 
 BANK: Final = 4.0 ** np.arange(-6, 6, dtype=np.float64)
 """[R] half-saturation points, in units: a bank feature is gap / (gap + point)."""

@@ -19,9 +19,9 @@ from typing import Final
 import numpy as np
 import torch
 
-from learners.batch import Floats, Ints
-from learners.coding import check_like
-from learners.protocol import ForeignState, State
+from learners.contract.batch import Floats, Ints
+from learners.contract.protocol import ForeignState, State
+from learners.contract.state_codec import check_like
 
 FIRST: Final = 256
 """Gaps that the first estimate is made of."""

@@ -1,1 +1,1 @@
-"""One paper, one file."""
+"""One paper, one folder; nobody outside it needs to know its name."""

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
-from driftline import local
+from driftline.local import embedded
 from tests.chaos.outcome import line, verdict
 from tests.chaos.plan import QUIET, Kind, draw
 from tests.chaos.process import REPOSITORY
@@ -32,7 +32,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="driftline-chaos-"))
     broker = Broker(KAFKA, folder / "kafka")
     try:
-        with local.postgres(options=["max_connections=100"]) as postgres:
+        with embedded.postgres(options=["max_connections=100"]) as postgres:
             stage = Stage(broker, postgres, folder, users=asked.users, days=asked.days)
             print(f"{len(stage.records)} records a run; logs in {folder}", flush=True)
             quiet = run(stage, QUIET)

@@ -26,8 +26,8 @@ TRAIN_POINTS = (
 )
 SNAPSHOT_POINTS = TRAIN_POINTS[3:]
 MAINTAIN_POINTS = (
-    "maintain.before_seal_commit",
-    "maintain.after_seal_commit",
+    "maintain.before_compact_commit",
+    "maintain.after_compact_commit",
     "maintain.after_mark",
     "maintain.after_unlink",
     "maintain.before_trim_commit",

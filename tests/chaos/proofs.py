@@ -56,11 +56,11 @@ def unlike(config: KafkaConfig, records: Sequence[Outgoing]) -> str:
     return f"{lost.total()} records that were sent are not in the topics: {sorted(lost)[:2]}" if lost else ""
 
 
-def unsealed(database: str) -> str:
-    """Whether sealing was put to the test; "" = it was."""
+def uncompacted(database: str) -> str:
+    """Whether compaction was put to the test; "" = it was."""
     with psycopg.connect(database) as connection:
         row = connection.execute("SELECT count(*) FROM user_segment WHERE stream_id = 0").fetchone()
-    return "" if row is not None and row[0] else "nothing was sealed"
+    return "" if row is not None and row[0] else "nothing was compacted"
 
 
 def newest(database: str, learner: str) -> list[tuple[str, str]]:

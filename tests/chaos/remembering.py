@@ -1,13 +1,14 @@
-"""What was known of every user as of one moment of a run: it must stay so, whatever comes and is sealed later."""
+"""What was known of every user as of one moment of a run: it must stay so, whatever comes and is compacted later."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from storage import offsets, sequences
 from storage.engine import open_engine
-from storage.offsets import Cursor
-from storage.sequences import HistoryAsk, SequenceEvent
+from storage.log import offsets
+from storage.log.offsets import Cursor
+from storage.sequences import user_sequences
+from storage.sequences.user_sequences import HistoryAsk, SequenceEvent
 
 LAST = 10_000
 _ALWAYS = 2**63 - 1
@@ -31,14 +32,14 @@ class Memory:
         with self._engine.begin() as connection:
             cursor = offsets.watermark(connection)
             if sum(cursor.values()) >= self._enough:
-                self._cursor, self._then = cursor, sequences.histories(connection, self._asks, cursor)
+                self._cursor, self._then = cursor, user_sequences.histories(connection, self._asks, cursor)
 
     def trouble(self) -> str:
         """What differs now; "" = nothing."""
         if not any(self._then):
             return "no history was remembered"
         with self._engine.begin() as connection:
-            now = sequences.histories(connection, self._asks, self._cursor)
+            now = user_sequences.histories(connection, self._asks, self._cursor)
         changed = [ask.user for ask, one, other in zip(self._asks, self._then, now, strict=True) if one != other]
         return f"as of the same cursor {len(changed)} users have another past: {changed[:5]}" if changed else ""
 

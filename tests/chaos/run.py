@@ -12,7 +12,7 @@ from tests.chaos.ingesting import LIMIT_S, Ingesting
 from tests.chaos.outcome import Outcome
 from tests.chaos.plan import LEARNERS, QUIET, Plan
 from tests.chaos.process import Doomed, Victim
-from tests.chaos.proofs import driftline, newest, repeated_steps, replay, undone, unfit, unlike, unsealed
+from tests.chaos.proofs import driftline, newest, repeated_steps, replay, uncompacted, undone, unfit, unlike
 from tests.chaos.reading import Tail
 from tests.chaos.remembering import Memory
 from tests.chaos.servers import Strikes
@@ -71,7 +71,7 @@ class Run:
     def bites(self) -> dict[str, int]:
         """What shows that the kills mattered."""
         ingest = (self.ingest.first, self.ingest.second)
-        in_transaction = ("maintain.before_seal_commit", "maintain.before_trim_commit")
+        in_transaction = ("maintain.before_compact_commit", "maintain.before_trim_commit")
         return {
             "ingest batches rolled back": self.ingest.uncommitted,
             "ingest commits fenced": sum(victim.count("ingest.fenced") for victim in ingest),
@@ -147,7 +147,7 @@ def run(stage: Stage, plan: Plan) -> Outcome:
         if verify.returncode != 0:
             trouble.append("verify is not clean")
         replayed = replay(one.settings, database, trouble)
-        wrong = (alarms.trouble, one.asker.trouble(), one.memory.trouble(), unsealed(database))
+        wrong = (alarms.trouble, one.asker.trouble(), one.memory.trouble(), uncompacted(database))
         trouble += filter(None, (*wrong, unfit(one.settings)))
         one.memory.close()
         return Outcome(

@@ -138,6 +138,6 @@ def environment(config: KafkaConfig, database: str, folder: Path) -> dict[str, s
         "DRIFTLINE_EXPORT__EVERY_S": "2",
         "DRIFTLINE_MAINTAIN__PORT": "none",
         "DRIFTLINE_MAINTAIN__EVERY_S": "0.5",
-        "DRIFTLINE_MAINTAIN__SEAL_ROWS": "3",
+        "DRIFTLINE_MAINTAIN__COMPACT_ROWS": "3",
         "DRIFTLINE_MAINTAIN__KEEP_SNAPSHOTS": "2",
     }

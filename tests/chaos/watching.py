@@ -13,8 +13,8 @@ from contracts import topics
 from contracts.records import DriftAlarm
 from runtime import kafka
 from runtime.kafka import BrokerAway, KafkaConfig
-from streams.agent import read
-from streams.signals import Signals
+from streams.drift.drift_series import Signals
+from streams.drift.topic_agent import read
 from tests.chaos.plan import Ends
 from tests.chaos.process import Doomed
 from tests.chaos.reading import Group, Taken, whole

@@ -1,4 +1,4 @@
-"""What every learner and every reference keeps, whatever it computes (`learners/protocol.py`).
+"""What every learner and every reference keeps, whatever it computes (`learners/contract/protocol.py`).
 
 Bit equality is asked for at equal shapes; where shapes differ (batch mates, padding) 1e-6 is.
 """
@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from learners import synthetic
-from learners.baselines.parties import FEATURES, without_features
-from learners.batch import Batch, Candidates, Drawn, Query, Subject, TargetKind
-from learners.build import BUILDERS, NEXT_EVENT, OUTCOME, RANKING, build, build_cohort
-from learners.coding import from_json_tensor
-from learners.protocol import ForeignState, Learner, Losses, Prediction, ServingOnly, State
-from learners.ranking.candidates import Ranking, RankingConfig
-from learners.ranking.online import SDIM
-from learners.references import Frozen
-from learners.synthetic import SECOND, START, History, context_of, random_histories, words
+from learners.arms.frozen import Frozen
+from learners.baselines.counterparty_features import FEATURES, without_features
+from learners.contract.batch import Batch, Candidates, Drawn, Query, Subject, TargetKind
+from learners.contract.made_up import streams
+from learners.contract.made_up.streams import SECOND, START, MadeUpHistory, context_of, random_histories, words
+from learners.contract.protocol import ForeignState, Learner, Losses, Prediction, ServingOnly, State
+from learners.contract.state_codec import from_json_tensor
+from learners.models.sdim.learner import SDIM
+from learners.registry import BUILDERS, NEXT_EVENT, OUTCOME, RANKING, build, build_group
+from learners.tasks.ranking import Ranking, RankingConfig
 
 QUANTILES = (0.1, 0.5, 0.9)
 YEAR = 365 * 86_400 * SECOND
@@ -75,7 +75,7 @@ def catalogue() -> Ranking:
     """Knows the items of `named`, some more frequent than others."""
     ranking = Ranking(RankingConfig(seed=5, negatives=4))
     for step in range(4):
-        ranking.learn(named(synthetic.random_batch(step, 12, 3)))
+        ranking.learn(named(streams.random_batch(step, 12, 3)))
     return ranking
 
 
@@ -116,13 +116,13 @@ def subjects(keys: Any) -> Subject:
 
 
 def batch_of(
-    histories: list[History], rows: list[tuple[int, int]], *, resolution: int = 1, first_key: int = 0
+    histories: list[MadeUpHistory], rows: list[tuple[int, int]], *, resolution: int = 1, first_key: int = 0
 ) -> Batch:
-    return catalogue().ask(named(synthetic.batch_of(histories, rows, resolution=resolution, first_key=first_key)))
+    return catalogue().ask(named(streams.batch_of(histories, rows, resolution=resolution, first_key=first_key)))
 
 
 def random_batch(seed: int, rows: int, length: int) -> Batch:
-    return catalogue().ask(named(synthetic.random_batch(seed, rows, length)))
+    return catalogue().ask(named(streams.random_batch(seed, rows, length)))
 
 
 def take(batch: Batch, rows: list[int]) -> Batch:
@@ -400,8 +400,8 @@ def test_an_unseen_type_is_scored_as_the_unknown_one(make_next: Callable[[], Lea
 
 def test_empty_histories_and_users_of_one_event_work(make: Callable[[], Learner]) -> None:
     learner = make()
-    empty = context_of([History(at=np.asarray([], dtype=np.int64), type=words([])) for _ in range(2)])
-    one = History(at=np.asarray([START]), type=words(["only"]))
+    empty = context_of([MadeUpHistory(at=np.asarray([], dtype=np.int64), type=words([])) for _ in range(2)])
+    one = MadeUpHistory(at=np.asarray([START]), type=words(["only"]))
     for _ in range(3):
         batch = batch_of([one, *random_histories(1, 1, 3)], [(0, 0), (1, 0), (1, 1)])
         first, losses = whole_step(learner, batch)
@@ -429,7 +429,7 @@ def test_a_batch_without_rows_is_answered_and_teaches_nothing(make: Callable[[],
 def test_simultaneous_events_are_scored_by_type_alone(make_next: Callable[[], Learner]) -> None:
     learner = taught(make_next)
     at = START + np.asarray([0, 5, 5, 5, 9], dtype=np.int64) * SECOND
-    basket = History(at=at, type=words(["type-0", "type-1", "type-2", "type-1", "type-3"]))
+    basket = MadeUpHistory(at=at, type=words(["type-0", "type-1", "type-2", "type-1", "type-3"]))
     batch = batch_of([basket], [(0, 1)] * 3 + [(0, 4)], resolution=SECOND)
     batch = replace(
         batch,
@@ -450,7 +450,7 @@ def test_simultaneous_events_are_scored_by_type_alone(make_next: Callable[[], Le
 def test_gaps_from_nothing_to_ten_years_stay_finite(make: Callable[[], Learner], gap: int, resolution: int) -> None:
     learner = taught(make, 1)
     at = START + np.asarray([0, 7, 7, 7, 7 + gap, 7 + 2 * gap], dtype=np.int64)
-    histories = [History(at=at, type=words(["a", "b", "a", "c", "a", "b"])), *random_histories(2, 1, 9)]
+    histories = [MadeUpHistory(at=at, type=words(["a", "b", "a", "c", "a", "b"])), *random_histories(2, 1, 9)]
     batch = batch_of(histories, [(0, 4), (0, 5), (1, 4)], resolution=resolution)
     batch = replace(batch, target=replace(batch.target, timed=np.asarray([True, True, True])))
     for _ in range(3):
@@ -534,30 +534,30 @@ def test_a_state_is_made_of_plain_cpu_tensors(make: Callable[[], Learner]) -> No
 
 
 def test_a_cohort_is_its_arms_side_by_side() -> None:
-    cohort, alone = build_cohort("prompttpp", 3, warmup_events=24), build("prompttpp", 3, warmup_events=24)
+    arm_group, alone = build_group("prompttpp", 3, warmup_events=24), build("prompttpp", 3, warmup_events=24)
     for step in range(3):
         batch = shared_batch(step)
         prediction = alone.predict(batch.context, batch.query)
         expected = alone.score(prediction, batch.target)
         alone.learn(batch, prediction)
-        report = cohort.step(batch)
+        report = arm_group.step(batch)
         assert set(report.losses) == {"learner", "reference.frozen", "reference.finetune", "reference.markov"}
         for name, loss in expected.items():
             assert report.losses["learner"][name].sum == float(loss.value.sum())
             assert report.losses["learner"][name].count == int(loss.mask.sum())
-    assert same_bits(cohort.serving_state(), alone.serving_state())
-    state = cohort.state()
+    assert same_bits(arm_group.serving_state(), alone.serving_state())
+    state = arm_group.state()
     assert {name.partition("/")[0] for name in state} == set(report.losses)
-    heir = build_cohort("prompttpp", 3, warmup_events=24)
+    heir = build_group("prompttpp", 3, warmup_events=24)
     heir.load(state)
-    assert heir.step(shared_batch(9)).losses == cohort.step(shared_batch(9)).losses
-    assert same_bits(heir.state(), cohort.state())
+    assert heir.step(shared_batch(9)).losses == arm_group.step(shared_batch(9)).losses
+    assert same_bits(heir.state(), arm_group.state())
 
 
 def test_a_cohort_refuses_foreign_arms_and_keeps_its_own() -> None:
-    cohort = build_cohort("prompttpp", 3)
-    cohort.step(shared_batch(0))
-    before, other = cohort.state(), build_cohort("prompttpp", 3)
+    arm_group = build_group("prompttpp", 3)
+    arm_group.step(shared_batch(0))
+    before, other = arm_group.state(), build_group("prompttpp", 3)
     other.step(shared_batch(1))
     foreign = other.state()
     for broken in (
@@ -565,8 +565,8 @@ def test_a_cohort_refuses_foreign_arms_and_keeps_its_own() -> None:
         {name: tensor for name, tensor in foreign.items() if name != "reference.markov/types"},
     ):
         with pytest.raises(ForeignState):
-            cohort.load(broken)
-        assert same_bits(cohort.state(), before)
+            arm_group.load(broken)
+        assert same_bits(arm_group.state(), before)
 
 
 # Ranking
@@ -654,43 +654,43 @@ def test_a_ranking_learner_without_candidates_says_what_is_missing(make_ranker: 
         learner.predict(batch.context, replace(batch.query, candidates=None))
 
 
-def small_cohort(**more: Any) -> Any:
-    return build_cohort("sdim", 3, warmup_events=24, publish_every=2, width=8, bits=12, short_n=4, negatives=4, **more)
+def small_group(**more: Any) -> Any:
+    return build_group("sdim", 3, warmup_events=24, publish_every=2, width=8, bits=12, short_n=4, negatives=4, **more)
 
 
 def plain(step: int) -> Batch:
     """Users and items, but nobody has asked for candidates yet."""
     histories = random_histories(step, 3, 12)
     rows = [(user, visible) for user in range(3) for visible in (0, 1, 6, 10)]
-    return named(synthetic.batch_of(histories, rows, resolution=SECOND, first_key=100 * step))
+    return named(streams.batch_of(histories, rows, resolution=SECOND, first_key=100 * step))
 
 
 def test_a_ranking_cohort_goes_on_from_its_state_bit_for_bit() -> None:
-    cohort, heir = small_cohort(census_rate=0.5), small_cohort(census_rate=0.5)
+    arm_group, heir = small_group(census_rate=0.5), small_group(census_rate=0.5)
     for step in range(4):
-        cohort.step(plain(step))
-    state = cohort.state()
-    assert {name.partition("/")[0] for name in state} == {*cohort.arms, "ranking"}
+        arm_group.step(plain(step))
+    state = arm_group.state()
+    assert {name.partition("/")[0] for name in state} == {*arm_group.arms, "ranking"}
     heir.load({name: state[name] for name in sorted(state, reverse=True)})
-    left, right = cohort.step(plain(9)), heir.step(plain(9))
+    left, right = arm_group.step(plain(9)), heir.step(plain(9))
     assert left.losses == right.losses
     assert left.losses["learner"]["mrr"].count > 0
-    assert same_bits(heir.state(), cohort.state())
+    assert same_bits(heir.state(), arm_group.state())
 
 
 def test_a_ranking_cohort_holds_no_name_and_forgets_baskets_and_windows() -> None:
-    cohort = small_cohort()
+    arm_group = small_group()
     for step in range(3):
-        cohort.step(plain(step))
-    state = cohort.state()
+        arm_group.step(plain(step))
+    state = arm_group.state()
     assert not any(b"user " in tensor.numpy().tobytes() for tensor in state.values())
     assert from_json_tensor(state["ranking/baskets"])
-    sdim = cohort.learner
+    sdim = arm_group.learner
     assert isinstance(sdim, SDIM)
     assert sdim.without_window(["user 0", "user 1"]) == []
     assert "user 0" in sdim.touched
-    cohort.forget(frozenset({"user 0"}))
-    left = cohort.state()
+    arm_group.forget(frozenset({"user 0"}))
+    left = arm_group.state()
     assert from_json_tensor(left.pop("ranking/baskets")) == []
     assert same_bits(left, {name: tensor for name, tensor in state.items() if name != "ranking/baskets"})
     assert sdim.without_window(["user 0", "user 1"]) == ["user 0"]
@@ -698,9 +698,9 @@ def test_a_ranking_cohort_holds_no_name_and_forgets_baskets_and_windows() -> Non
 
 
 def test_every_arm_of_a_ranking_cohort_is_asked_the_same() -> None:
-    cohort, actions = small_cohort(census_rate=0.5), list[str]()
+    arm_group, actions = small_group(census_rate=0.5), list[str]()
     for step in range(3):
-        report = cohort.step(plain(step))
+        report = arm_group.step(plain(step))
         actions += report.actions
     names = set(report.losses["reference.own_count"])
     for name in names:
@@ -710,12 +710,12 @@ def test_every_arm_of_a_ranking_cohort_is_asked_the_same() -> None:
 
 
 def test_a_ranking_cohort_refuses_a_batch_that_names_nobody_and_changes_nothing() -> None:
-    cohort = small_cohort()
-    cohort.step(plain(0))
-    before, batch = cohort.state(), plain(1)
+    arm_group = small_group()
+    arm_group.step(plain(0))
+    before, batch = arm_group.state(), plain(1)
     with pytest.raises(ValueError, match=r"Query\.user and Target\.item"):
-        cohort.step(replace(batch, query=replace(batch.query, user=None)))
-    assert same_bits(cohort.state(), before)
+        arm_group.step(replace(batch, query=replace(batch.query, user=None)))
+    assert same_bits(arm_group.state(), before)
 
 
 # Outcomes
@@ -767,8 +767,8 @@ def test_a_learner_of_outcomes_without_subjects_says_what_is_missing() -> None:
     batch = shared_batch(5)
     with pytest.raises(ValueError, match=r"Query\.subject"):
         build("risk").predict(batch.context, replace(batch.query, subject=None))
-    cohort = build_cohort("risk")
-    before = cohort.state()
+    arm_group = build_group("risk")
+    before = arm_group.state()
     with pytest.raises(ValueError, match=r"Query\.user and Query\.subject"):
-        cohort.step(replace(batch, query=replace(batch.query, user=None)))
-    assert same_bits(cohort.state(), before)
+        arm_group.step(replace(batch, query=replace(batch.query, user=None)))
+    assert same_bits(arm_group.state(), before)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from driftline.demo.cast import alive, descendants
+from driftline.demo.processes import alive, descendants
 
 PATIENCE_S = 280.0
 

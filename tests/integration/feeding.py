@@ -23,14 +23,14 @@ from contracts import topics
 from contracts.codec import encode, key_field, topic_of
 from contracts.records import Item, Label, Payment, Record, Relation, UserEvent
 from runtime import kafka
+from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
 from runtime.settings import IngestSettings
-from runtime.telemetry import Health
 from storage.engine import open_engine
-from storage.log import decode_rows
-from streams.ingest import Ingest
-from streams.tally import Totals
+from storage.log.event_log import decode_rows
+from streams.ingest.counters import IngestTotals
+from streams.ingest.process import Ingest
 
 REPOSITORY = Path(__file__).parents[2]
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -160,7 +160,7 @@ def ingest(database: str, config: KafkaConfig, *, stop: Stop | None = None, **gi
     )
 
 
-def ingest_once(database: str, config: KafkaConfig, **given: Any) -> Totals:
+def ingest_once(database: str, config: KafkaConfig, **given: Any) -> IngestTotals:
     """Takes in what the topics hold now."""
     timer = threading.Timer(45, (stop := Stop()).set, ["too slow"])
     timer.start()

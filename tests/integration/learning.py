@@ -17,15 +17,18 @@ from sqlalchemy import Connection, text
 from contracts import topics
 from contracts.records import Progress
 from runtime import kafka
+from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Refused, Stop
+from runtime.lifecycle import OperatorActionRequired, Stop
 from runtime.settings import TrainSettings
-from runtime.telemetry import Health
-from storage import log, offsets, sequences, snapshots, suppression
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.offsets import Advance, Claim, Cursor, Stream
-from storage.vocabulary import Vocabulary
-from streams.train import Totals, Train
+from storage.learning import snapshot_files
+from storage.log import event_log, offsets
+from storage.log.offsets import Advance, Claim, Cursor, KafkaPartitionId
+from storage.privacy import suppression
+from storage.sequences import user_sequences
+from streams.train.process import Train, TrainTotals
 from tests.integration.feeding import eventually, read_topic
 
 Place = tuple[str, int]
@@ -64,7 +67,9 @@ class Told(NamedTuple):
 class Scribe:
     """Writes segments over one connection, in whatever transaction it is in."""
 
-    def __init__(self, connection: Connection, vocabulary: Vocabulary, streams: Mapping[Place, Stream]) -> None:
+    def __init__(
+        self, connection: Connection, vocabulary: Dictionary, streams: Mapping[Place, KafkaPartitionId]
+    ) -> None:
         self._connection = connection
         self._vocabulary = vocabulary
         offsets.register(connection, dict.fromkeys(streams.values(), 0))
@@ -91,12 +96,14 @@ class Scribe:
         claim, first = self._claims[place], self.next[place]
         end = next_offset if next_offset is not None else rows[-1].offset + 1
         table = _labels(place, rows) if place[0] == topics.LABELS else _table(place, rows)
-        counts = log.Counts(read=len(rows), accepted=len(rows))
-        log.append(self._connection, [log.NewSegment(claim=claim, first=first, next=end, counts=counts, rows=table)])
-        if known and rows and place[0] in sequences.KIND_OF_TOPIC:
-            kind = sequences.KIND_OF_TOPIC[place[0]]
-            new = sequences.NewEvents(claim=claim, first_offset=first, topic_kind=kind, rows=table)
-            sequences.append(self._connection, [new], self._vocabulary)
+        counts = event_log.Counts(read=len(rows), accepted=len(rows))
+        event_log.append(
+            self._connection, [event_log.NewSegment(claim=claim, first=first, next=end, counts=counts, rows=table)]
+        )
+        if known and rows and place[0] in user_sequences.KIND_OF_TOPIC:
+            kind = user_sequences.KIND_OF_TOPIC[place[0]]
+            new = user_sequences.NewEvents(claim=claim, first_offset=first, topic_kind=kind, rows=table)
+            user_sequences.append(self._connection, [new], self._vocabulary)
         offsets.advance(self._connection, [Advance(claim=claim, first=first, next=end)])
         self.next[place] = end
 
@@ -111,10 +118,10 @@ class Scribe:
         return {self.stream_id(place): end for place, end in self.next.items()}
 
 
-def streams_of(*places: Place) -> dict[Place, Stream]:
+def streams_of(*places: Place) -> dict[Place, KafkaPartitionId]:
     """Streams of no particular cluster."""
     return {
-        place: Stream(topic=place[0], partition=place[1], topic_id=f"id-{place[0]}", cluster_id="cluster")
+        place: KafkaPartitionId(topic=place[0], partition=place[1], topic_id=f"id-{place[0]}", cluster_id="cluster")
         for place in places
     }
 
@@ -141,9 +148,9 @@ class School:
         self.folder = folder
         self.health = Health("train")
         self.engine = open_engine(database, application_name="test-school", pooled=True)
-        self._vocabulary = Vocabulary(self.engine)
+        self._vocabulary = Dictionary(self.engine)
         self.streams = {
-            (topic.topic, partition): Stream(
+            (topic.topic, partition): KafkaPartitionId(
                 topic=topic.topic, partition=partition, topic_id=topic.topic_id, cluster_id=topic.cluster_id
             )
             for topic in kafka.describe(config, [*topics.EVENTS, *((topics.LABELS,) if labels else ())]).values()
@@ -173,11 +180,11 @@ class School:
             stop=stop or Stop(),
         )
 
-    def train(self, *, stop: Stop | None = None, folder: Path | None = None, **given: Any) -> Totals:
+    def train(self, *, stop: Stop | None = None, folder: Path | None = None, **given: Any) -> TrainTotals:
         """Learns what the log holds now."""
         return self.process(stop=stop, folder=folder, **given).run(once=True)
 
-    def train_and_die(self, **given: Any) -> Totals:
+    def train_and_die(self, **given: Any) -> TrainTotals:
         """Learns what the log holds now, and is gone before a snapshot can be written."""
         nowhere = self.folder.parent / "a-file-where-the-folder-should-be"
         nowhere.touch()
@@ -185,14 +192,14 @@ class School:
             return self.train(stop=stop, folder=nowhere, **given)
 
     @contextmanager
-    def refused(self) -> Iterator[list[Refused]]:
+    def refused(self) -> Iterator[list[OperatorActionRequired]]:
         """A `train` that runs beside the block from its first step on; behind it, why it ended by itself."""
-        stop, said = Stop(), list[Refused]()
+        stop, said = Stop(), list[OperatorActionRequired]()
 
         def learn() -> None:
             try:
                 self.process(stop=stop, merge_wait_s=0.0, step_linger_s=0.0).run()
-            except Refused as error:
+            except OperatorActionRequired as error:
                 said.append(error)
 
         running = threading.Thread(target=learn)
@@ -236,7 +243,7 @@ class School:
     def file(self, snapshot_id: str) -> Path:
         """Where the tensors of a live snapshot are."""
         [row] = self.query("SELECT sha256 FROM snapshot WHERE id = :id", id=snapshot_id)
-        return snapshots.path_of(self.folder, snapshot_id, row.sha256)
+        return snapshot_files.path_of(self.folder, snapshot_id, row.sha256)
 
     def progress(self, *, at_least: int) -> list[Progress]:
         """What stands on `learning.progress`."""
@@ -292,25 +299,25 @@ class StopAtLook(Stop):
 def _labels(place: Place, rows: Sequence[Any]) -> pa.Table:
     columns: dict[str, list[Any]] = {
         "offset": [row.offset for row in rows],
-        "record_at": [log.time_of(row.record_at) for row in rows],
-        "at": [log.time_of(row.known_at) for row in rows],
+        "record_at": [event_log.time_of(row.record_at) for row in rows],
+        "at": [event_log.time_of(row.known_at) for row in rows],
         "event_id": [f"{place[0]}-{place[1]}-{row.offset}" for row in rows],
         "user": [row.user for row in rows],
         "task": [row.task for row in rows],
         "subject": [row.subject for row in rows],
-        "ref_time": [log.time_of(row.ref_time) for row in rows],
+        "ref_time": [event_log.time_of(row.ref_time) for row in rows],
         "value": [row.value for row in rows],
         "source": ["test"] * len(rows),
     }
-    return pa.table(columns, schema=log.LABEL_ROWS)
+    return pa.table(columns, schema=event_log.LABEL_ROWS)
 
 
 def _table(place: Place, rows: Sequence[Any]) -> pa.Table:
     n = len(rows)
     columns: dict[str, list[Any]] = {
         "offset": [row.offset for row in rows],
-        "record_at": [log.time_of(row.record_at) for row in rows],
-        "at": [log.time_of(row.at) for row in rows],
+        "record_at": [event_log.time_of(row.record_at) for row in rows],
+        "at": [event_log.time_of(row.at) for row in rows],
         "event_id": [f"{place[0]}-{place[1]}-{row.offset}" for row in rows],
         "user": [row.user for row in rows],
         "type": [row.type for row in rows],
@@ -320,4 +327,4 @@ def _table(place: Place, rows: Sequence[Any]) -> pa.Table:
         "other": [row.other for row in rows],
         "source": ["test"] * n,
     }
-    return pa.table(columns, schema=log.EVENT_ROWS)
+    return pa.table(columns, schema=event_log.EVENT_ROWS)

@@ -1,4 +1,4 @@
-"""An owner of streams without Kafka: messages are made here, everything from `Intake` to COMMIT is real."""
+"""An owner of streams without Kafka: messages are made here, everything from `StreamBatch` to COMMIT is real."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from contracts import topics
 from contracts.codec import encode
 from contracts.origins import origin_header, record_digest
 from contracts.records import Record
-from storage import offsets, suppression
+from storage.dictionary import Dictionary
 from storage.engine import mapped_errors, open_engine
-from storage.offsets import Advance, Claim, Stream
-from storage.vocabulary import Vocabulary
-from streams.accept import Intake, decoders
-from streams.commit import BatchWriter, Part, Written
+from storage.log import offsets
+from storage.log.offsets import Advance, Claim, KafkaPartitionId
+from storage.privacy import suppression
+from streams.ingest.batch_writer import BatchWriter, Part, Written
+from streams.ingest.validation import StreamBatch, decoders
 from tests.integration.feeding import START_MS, key_of
 
 Place = tuple[str, int]
@@ -44,9 +45,9 @@ def message(
     return Message(topic=topic, partition=0, offset=offset, key=key, value=value, headers=headers, timestamp=(1, at_ms))
 
 
-def stream(topic: str, partition: int = 0) -> Stream:
+def stream(topic: str, partition: int = 0) -> KafkaPartitionId:
     """A stream of the one cluster there is."""
-    return Stream(topic=topic, partition=partition, topic_id=f"id-{topic}", cluster_id="cluster")
+    return KafkaPartitionId(topic=topic, partition=partition, topic_id=f"id-{topic}", cluster_id="cluster")
 
 
 class Owner:
@@ -56,7 +57,7 @@ class Owner:
         self._engine = open_engine(database, application_name="test-owner", transaction_timeout_s=15)
         self._side = open_engine(database, application_name="test-owner-side", pooled=True)
         self.connection: Connection = self._engine.connect()
-        self.vocabulary = Vocabulary(self._side)
+        self.vocabulary = Dictionary(self._side)
         self.claims: dict[Place, Claim] = {}
         self.newest_records: dict[str, int | None] = {}
         """What the topic `items` holds now: item -> offset of its newest record, if that is a tombstone."""
@@ -83,7 +84,7 @@ class Owner:
     def part(self, place: Place, messages: Sequence[Message], *, next_offset: int | None = None) -> Part:
         """What a batch takes from a stream: by default up to its last message."""
         claim = self.claims[place]
-        intake = Intake(place[0], self._decoders[place[0]], next=claim.next_offset)
+        intake = StreamBatch(place[0], self._decoders[place[0]], next=claim.next_offset)
         for each in messages:
             intake.take(each)
         move = Advance(claim=claim, first=claim.next_offset, next=next_offset or intake.next)

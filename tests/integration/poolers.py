@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from storage.address import parameters
+from storage.postgres.address import parameters
 from tests.integration.feeding import eventually
 
 

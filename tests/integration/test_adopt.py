@@ -1,4 +1,4 @@
-"""`offsets adopt` on a real Kafka: what `ingest` refuses, a person can decide; and it leaves its trace."""
+"""`offsets rebind` on a real Kafka: what `ingest` refuses, a person can decide; and it leaves its trace."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
 
 from contracts import topics
 from contracts.topics import ALL
-from driftline.audit import audit
+from driftline.audit.auditor import audit
 from driftline.cli import run
 from runtime import kafka as clients
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Refused
+from runtime.lifecycle import Exit, OperatorActionRequired
 from tests.integration.feeding import Sender, event, ingest_once, query
 
 pytestmark = pytest.mark.kafka
@@ -75,7 +75,7 @@ def test_a_recreated_topic_is_refused_then_adopted_and_read_from_its_start(
     ingest_once(database, kafka_topics)
     recreate(kafka_topics, topics.USER)
     Sender(kafka_topics).send(*(event(f"new-{n}", f"user-{n}") for n in range(8)))
-    with pytest.raises(Refused, match="created again"):
+    with pytest.raises(OperatorActionRequired, match="created again"):
         ingest_once(database, kafka_topics)
     capsys.readouterr()
     assert verb("offsets", "adopt", "--yes", "--json") == Exit.DONE
@@ -99,7 +99,7 @@ def test_records_deleted_before_they_were_read_leave_a_lost_segment(
     partition, offset = partition_of(database, "first")
     sender.send(*(event(f"gone-{n}", "ann") for n in range(5)), event("kept", "ann"))
     delete_below(kafka_topics, topics.USER, partition, offset + 6)
-    with pytest.raises(Refused, match="are gone from the topic"):
+    with pytest.raises(OperatorActionRequired, match="are gone from the topic"):
         ingest_once(database, kafka_topics)
     assert verb("offsets", "adopt", "--yes") == Exit.DONE
     ingest_once(database, kafka_topics)
@@ -134,7 +134,7 @@ def test_a_topic_that_lost_its_end_is_read_again_from_its_first_new_record(
         partition,
     )
     sender.send(event("new", "ann"))
-    with pytest.raises(Refused, match="lost its end"):
+    with pytest.raises(OperatorActionRequired, match="lost its end"):
         ingest_once(database, kafka_topics)
     assert verb("offsets", "adopt", "--yes") == Exit.DONE
     ingest_once(database, kafka_topics)
@@ -163,7 +163,7 @@ def test_a_grown_topic_is_adopted_once_its_old_partitions_are_drained(
     admin = clients.admin(kafka_topics)
     for answer in admin.create_partitions([NewPartitions(kafka_topics.physical(topics.USER), 6)]).values():
         answer.result(timeout=30)
-    with pytest.raises(Refused, match="6 partitions"):
+    with pytest.raises(OperatorActionRequired, match="6 partitions"):
         ingest_once(database, kafka_topics)
     assert verb("offsets", "adopt", "--yes") == Exit.REFUSED
     assert "1 offsets of the old ones are unread" in capsys.readouterr().err

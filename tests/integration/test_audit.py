@@ -14,11 +14,13 @@ from sqlalchemy import make_url
 
 from contracts import topics
 from contracts.codec import encode
-from driftline.audit import audit
-from driftline.audit_findings import Finding, Report
+from driftline.audit.auditor import audit
+from driftline.audit.findings import AuditReport, Finding
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from storage import erasure, retention, sealing
+from storage.log import log_retention
+from storage.privacy import erasure
+from storage.sequences import compaction
 from tests.integration.feeding import (
     START_MS,
     Sender,
@@ -60,13 +62,13 @@ def ingested(postgres_server: str, _template: str, tansu: str) -> Iterator[tuple
 
 
 @pytest.fixture
-def copied(postgres_server: str, ingested: tuple[str, KafkaConfig]) -> Iterator[Callable[[str], Report]]:
+def copied(postgres_server: str, ingested: tuple[str, KafkaConfig]) -> Iterator[Callable[[str], AuditReport]]:
     """Plants a fault in a copy of the database and audits it."""
     url, config = ingested
     name = _create(postgres_server, str(make_url(url).database))
     copy = make_url(url).set(database=name).render_as_string(hide_password=False)
 
-    def audited(fault: str) -> Report:
+    def audited(fault: str) -> AuditReport:
         query(copy, fault)
         return audit(copy, config, duplicate_window=WINDOW)
 
@@ -162,7 +164,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_and_named(fault: str, copied: Callable[[str], Report]) -> None:
+def test_a_planted_fault_is_found_and_named(fault: str, copied: Callable[[str], AuditReport]) -> None:
     statement, expected = FAULTS[fault]
     report = copied(statement)
     found = {f: topic.places[f] for topic in report.topics.values() for f, n in topic.findings.items() if n}
@@ -251,7 +253,7 @@ def test_what_the_topic_no_longer_retains_is_counted_and_checked_against_the_seq
     assert report.topics[topics.USER].findings[Finding.WRONG_IN_SEQUENCE] == 1
 
 
-def test_sealing_trimming_and_erasing_leave_nothing_to_find_and_are_told(
+def test_compaction_trimming_and_erasing_leave_nothing_to_find_and_are_told(
     ingested: tuple[str, KafkaConfig], postgres_server: str
 ) -> None:
     url, config = ingested
@@ -260,13 +262,13 @@ def test_sealing_trimming_and_erasing_leave_nothing_to_find_and_are_told(
     engine = engine_of(copy)
     try:
         with engine.begin() as connection:
-            users = [due.user_id for due in sealing.due(connection, rows=2, limit=100)]
-            assert sealing.seal(connection, users).rows_after == 5
+            users = [due.user_id for due in compaction.due(connection, rows=2, limit=100)]
+            assert compaction.compact(connection, users).rows_after == 5
         assert audit(copy, config, duplicate_window=WINDOW).ok
         query(copy, "UPDATE log_segment SET last_record_at = last_record_at - interval '1 day' WHERE first_offset = 0")
         with engine.begin() as connection:
-            policy = retention.Policy(keep={topics.USER: timedelta(0)}, duplicate_window=0)
-            removed = retention.trim(connection, policy)
+            policy = log_retention.Policy(keep={topics.USER: timedelta(0)}, duplicate_window=0)
+            removed = log_retention.trim(connection, policy)
         assert removed.events > 0
         trimmed = audit(copy, config, duplicate_window=WINDOW)
         assert trimmed.ok, trimmed

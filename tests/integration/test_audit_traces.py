@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from contracts import topics
-from driftline import audit_traces
-from driftline.audit_traces import traces
-from storage import erasure
+from driftline.audit import byte_traces
+from driftline.audit.byte_traces import traces
+from storage.privacy import erasure
 from tests.integration.feeding import engine_of, event, label
 from tests.integration.owning import MakeOwner, message
 
@@ -32,6 +32,6 @@ def test_names_are_found_in_tables_in_the_packed_log_and_as_bytes(
 def test_a_file_that_holds_the_name_across_two_pieces_is_found(database: str, tmp_path: Path) -> None:
     weights, other = tmp_path / "snapshots" / "weights", tmp_path / "other"
     weights.parent.mkdir()
-    weights.write_bytes(bytes(audit_traces.AT_ONCE - 3) + GONE.encode() + bytes(100))
+    weights.write_bytes(bytes(byte_traces.AT_ONCE - 3) + GONE.encode() + bytes(100))
     other.write_bytes(bytes(100))
     assert traces(database, tmp_path, GONE) == {"snapshots/weights": 1}

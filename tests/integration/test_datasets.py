@@ -15,8 +15,8 @@ from contracts import topics
 from contracts.codec import Decoder, Malformed
 from contracts.records import Item, Label, Payment, Relation
 from driftline.datasets.amazon_titles import STATED
+from driftline.datasets.dataset_names import NAMES
 from driftline.datasets.known import known_source
-from driftline.datasets.names import NAMES
 from driftline.recorded import Recording
 
 ROWS = {

@@ -10,7 +10,7 @@ import pytest
 
 from contracts import topics
 from contracts.codec import encode
-from driftline.audit import audit
+from driftline.audit.auditor import audit
 from driftline.cli import run
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit

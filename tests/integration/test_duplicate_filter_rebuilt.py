@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import event as sql_event
 
 from contracts import topics
-from storage import log
+from storage.log import event_log
 from tests.integration.feeding import event, query, taken
 from tests.integration.owning import MakeOwner, message
 
@@ -41,5 +41,5 @@ def test_a_rebuild_starts_inside_a_segment_and_notices_one_that_is_missing(datab
     assert (written.counts.duplicates, written.counts.accepted) == (2, 1)
     query(database, "DELETE FROM log_segment WHERE first_offset = 30")
     third = owner(window=30)
-    with pytest.raises(log.BrokenChain, match=r"offsets 30 to 32 are in no log segment"):
+    with pytest.raises(event_log.BrokenChain, match=r"offsets 30 to 32 are in no log segment"):
         third.write({(topics.USER, 0): [message(topics.USER, 43, event("e1"))]})

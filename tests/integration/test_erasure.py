@@ -16,10 +16,11 @@ from psycopg import sql
 from contracts import topics
 from driftline.cli import run
 from runtime.lifecycle import Exit
-from storage import erasure, journal, registry, suppression
-from storage.log import decode_rows
-from storage.suppression import Suppression
-from storage.vocabulary import Space
+from storage.dictionary import Space
+from storage.learning import journal, snapshot_registry
+from storage.log.event_log import decode_rows
+from storage.privacy import erasure, suppression
+from storage.privacy.suppression import Suppression
 from tests.integration.feeding import engine_of, event, eventually, label, payment, query, relation, taken
 from tests.integration.owning import MakeOwner, Owner, message
 
@@ -156,7 +157,7 @@ def test_an_erasure_waits_for_a_batch_in_flight_and_takes_its_rows_too(
             written.set()
             assert not erased.wait(1.0), "the erasure must not overtake the batch"
 
-    monkeypatch.setattr("streams.commit.failpoint", pause)
+    monkeypatch.setattr("streams.ingest.batch_writer.failpoint", pause)
     eraser = threading.Thread(target=erase)
     eraser.start()
     one.write_events(event("e1", GONE), event("e2", "bob"))
@@ -190,15 +191,15 @@ def test_snapshots_learnt_from_an_erased_user_are_irreproducible_and_learners_ar
     one.write_events(event("e2", GONE))
     [claim] = one.claims.values()
     with engine.begin() as connection:
-        seat, _ = journal.take_seat(connection, learner="markov", version="1", config={})
+        lease, _ = journal.acquire_lease(connection, learner="markov", version="1", config={})
         for step, at, parent in ((1, 2, None), (2, 3, "s1"), (3, 3, "s2")):
-            made = registry.NewSnapshot(
+            made = snapshot_registry.NewSnapshot(
                 id=f"s{step}", learner="markov", branch=1, step=step, parent=parent,
                 cursor={claim.stream_id: at}, front=None,
             )  # fmt: skip
-            registry.begin(connection, seat, made)
+            snapshot_registry.begin(connection, lease, made)
             if step < 3:
-                registry.make_live(connection, seat, made.id, sha256="0", manifest={})
+                snapshot_registry.make_live(connection, lease, made.id, sha256="0", manifest={})
         connection.exec_driver_sql("UPDATE learner SET next_step = 3")
     erased = erasure.erase(engine, [GONE])
     assert erased.irreproducible == 2
@@ -208,12 +209,12 @@ def test_snapshots_learnt_from_an_erased_user_are_irreproducible_and_learners_ar
     )
     assert (action, step, known) == ("erase", 3, True)
     with engine.begin() as connection:
-        registry.make_live(connection, seat, "s3", sha256="0", manifest={})
-        late = registry.NewSnapshot(
+        snapshot_registry.make_live(connection, lease, "s3", sha256="0", manifest={})
+        late = snapshot_registry.NewSnapshot(
             id="s4", learner="markov", branch=1, step=4, parent="s3", cursor={claim.stream_id: 3}, front=None
         )
-        registry.begin(connection, seat, late)
-        registry.make_live(connection, seat, "s4", sha256="0", manifest={})
+        snapshot_registry.begin(connection, lease, late)
+        snapshot_registry.make_live(connection, lease, "s4", sha256="0", manifest={})
     flags = query(database, "SELECT id, irreproducible FROM snapshot ORDER BY id")
     assert flags == [("s1", False), ("s2", True), ("s3", True), ("s4", False)]
 

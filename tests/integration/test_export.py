@@ -23,16 +23,16 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from driftline.cli import run
+from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Stop, Trouble
+from runtime.lifecycle import DriftlineError, Exit, Stop
 from runtime.settings import ExportSettings
-from runtime.telemetry import Health
-from scoring.bundle import EXAMPLE, MANIFEST, WEIGHTS, BadBundle, parse
-from scoring.bundle_check import check
-from scoring.bundle_target import LATEST, Target
-from scoring.export import Export, Totals
-from storage import collection, registry
+from scoring.export.bundle import EXAMPLE, MANIFEST, WEIGHTS, BadBundle, parse
+from scoring.export.bundle_check import check
+from scoring.export.bundle_target import LATEST, BundleTarget
+from scoring.export.process import Export, ExportTotals
 from storage.engine import Unavailable, mapped_errors
+from storage.learning import snapshot_gc, snapshot_registry
 from tests.integration.feeding import REPOSITORY, eventually
 from tests.integration.learning import School, schools
 from tests.integration.test_train_ranking import shop
@@ -77,7 +77,7 @@ class Exporter:
         _, log = process.communicate()
         assert process.returncode == -signal.SIGKILL, log
 
-    def once(self, **settings: Any) -> Totals:
+    def once(self, **settings: Any) -> ExportTotals:
         """One pass, in this process."""
         return Export(
             postgres_url=self.school.database,
@@ -91,12 +91,12 @@ class Exporter:
     @property
     def latest(self) -> str | None:
         """The snapshot that the pointer leads to."""
-        told = Target(str(self.target)).latest("markov")
+        told = BundleTarget(str(self.target)).latest("markov")
         return None if told is None else told["id"]
 
     def answers(self) -> list[str]:
         """Snapshots of all bundles that are seen; each must answer."""
-        target = Target(str(self.target))
+        target = BundleTarget(str(self.target))
         return [
             check(parse(target.files("markov", name), where=name), where=name).snapshot
             for name in target.manifests("markov")
@@ -127,7 +127,7 @@ def learn(school: School, learner: str = "markov") -> str:
     shop(school, 24)
     school.train(learner=learner)
     with school.engine.connect() as connection:
-        return registry.newest_live(connection, learner)[0].id
+        return snapshot_registry.newest_live(connection, learner)[0].id
 
 
 def bundle(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -276,7 +276,7 @@ def test_a_snapshot_that_cannot_be_read_is_told_and_the_one_before_it_is_exporte
     for file in school.folder.iterdir():
         file.unlink()
     (exporter.target / "markov" / LATEST).unlink()
-    with pytest.raises(Trouble, match=r"no snapshot of markov can be exported: .* is missing"):
+    with pytest.raises(DriftlineError, match=r"no snapshot of markov can be exported: .* is missing"):
         exporter.once()
 
 
@@ -297,15 +297,15 @@ def test_collection_waits_for_a_snapshot_that_is_being_read(school: School) -> N
     first, second = learn(school), learn(school)
     school.query("UPDATE snapshot SET parent = NULL WHERE id = :id", id=second)
     with school.engine.begin() as reading:
-        assert registry.hold(reading, first)
+        assert snapshot_registry.hold(reading, first)
         with school.engine.connect() as collecting:
             collecting.execute(text("SET LOCAL lock_timeout = '200ms'"))
             with pytest.raises(Unavailable), mapped_errors():
-                collection.mark(collecting, keep=1)
+                snapshot_gc.mark(collecting, keep=1)
     with school.engine.begin() as collecting:
-        assert collection.mark(collecting, keep=1) == 1
+        assert snapshot_gc.mark(collecting, keep=1) == 1
     with school.engine.begin() as reading:
-        assert not registry.hold(reading, first), "what is marked is not begun to be exported"
+        assert not snapshot_registry.hold(reading, first), "what is marked is not begun to be exported"
 
 
 # -- bundle check, from outside --
@@ -357,8 +357,8 @@ ALONE = """
 import pathlib, sys
 for name in ("sqlalchemy", "psycopg", "confluent_kafka", "pyarrow", "pydantic", "msgspec", "structlog", "fsspec"):
     sys.modules[name] = None
-from scoring.bundle import parse
-from scoring.bundle_check import check
+from scoring.export.bundle import parse
+from scoring.export.bundle_check import check
 files = {file.name: file.read_bytes() for file in pathlib.Path(sys.argv[1]).iterdir()}
 print(check(parse(files, where="here"), where="here").exact)
 """

@@ -6,10 +6,10 @@ import pytest
 
 from contracts import topics
 from contracts.codec import encode
-from driftline.audit import audit
-from driftline.audit_findings import Finding
+from driftline.audit.auditor import audit
+from driftline.audit.findings import Finding
 from runtime.kafka import KafkaConfig
-from storage.log import decode_rows
+from storage.log.event_log import decode_rows
 from tests.integration.feeding import START_MS, event, identity, ingest_once, item, label, letters, query, taken
 from tests.raw_records import Header, Raw, write_raw
 

@@ -33,7 +33,7 @@ from contracts.codec import MAX_RECORD_MS, encode
 from contracts.origins import origin_header, record_digest
 from contracts.records import Item, Label, Payment, Relation, UserEvent
 from driftline.cli import run
-from driftline.letters import Repeat, send
+from driftline.dead_letter_replay import Repeat, send
 from runtime import kafka
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit, Stop

@@ -8,8 +8,9 @@ import pytest
 
 from contracts import topics
 from contracts.codec import encode
-from storage import log, offsets, suppression
-from storage.offsets import Fenced
+from storage.log import event_log, offsets
+from storage.log.offsets import Fenced
+from storage.privacy import suppression
 from tests.integration.feeding import event, identity, item, label, payment, query, relation, taken
 from tests.integration.owning import MakeOwner, message
 
@@ -72,7 +73,7 @@ def test_a_batch_that_is_rolled_back_is_not_remembered(database: str, owner: Mak
 def test_events_that_share_a_digest_are_all_accepted(
     database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "digest", lambda _: 7)
+    monkeypatch.setattr(event_log, "digest", lambda _: 7)
     one = owner((topics.USER, 0), (topics.LABELS, 0))
     for n in range(4):
         one.write_events(event(f"e{2 * n}"), event(f"e{2 * n + 1}", "bob"))
@@ -155,7 +156,7 @@ def test_a_batch_without_records_still_covers_its_offsets(database: str, owner: 
     one.write_events(event("e1"))
     one.write_parts([one.part((topics.USER, 0), [], next_offset=12)])
     with one.connection.begin():
-        segments = list(log.read(one.connection, one.claims[topics.USER, 0].stream_id, 0))
+        segments = list(event_log.read(one.connection, one.claims[topics.USER, 0].stream_id, 0))
     assert [(segment.first, segment.next, segment.rows is None) for segment in segments] == [
         (0, 7, True),
         (7, 8, False),
@@ -170,10 +171,10 @@ def test_a_missing_segment_is_noticed_by_readers(database: str, owner: MakeOwner
         one.write_events(event(f"e{n}"))
     query(database, "DELETE FROM log_segment WHERE first_offset = 1")
     stream_id = one.claims[topics.USER, 0].stream_id
-    with one.connection.begin(), pytest.raises(log.BrokenChain, match="offsets 1 to 2"):
-        list(log.read(one.connection, stream_id, 0))
-    with one.connection.begin(), pytest.raises(log.BrokenChain):
-        list(log.read(one.connection, stream_id, 1))
+    with one.connection.begin(), pytest.raises(event_log.BrokenChain, match="offsets 1 to 2"):
+        list(event_log.read(one.connection, stream_id, 0))
+    with one.connection.begin(), pytest.raises(event_log.BrokenChain):
+        list(event_log.read(one.connection, stream_id, 1))
 
 
 def test_a_new_item_after_a_restart_is_taken_in(database: str, owner: MakeOwner) -> None:

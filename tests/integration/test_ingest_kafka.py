@@ -18,7 +18,7 @@ from contracts.codec import encode
 from contracts.topics import Topic
 from runtime import kafka as clients
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Refused
+from runtime.lifecycle import OperatorActionRequired
 from tests.conftest import SHARED, MakeTopics
 from tests.integration.feeding import (
     START_MS,
@@ -136,7 +136,7 @@ def test_records_deleted_before_they_were_read_are_refused(database: str, kafka_
         sender.put(topics.USER, b"ann", encode(event(f"lost {n}")), partition=1)
     place = TopicPartition(kafka_topics.physical(topics.USER), 1, 4)
     delete_before(kafka_topics, place)
-    with pytest.raises(Refused, match=r"offsets 1 to 4 are gone.*events\.user\[1\]"):
+    with pytest.raises(OperatorActionRequired, match=r"offsets 1 to 4 are gone.*events\.user\[1\]"):
         ingest_once(database, kafka_topics)
     assert taken(database).next_offsets[topics.USER, 1] == 1
 
@@ -158,16 +158,16 @@ def test_a_growing_topic_is_refused_under_way(database: str, kafka_topics: Kafka
         name = kafka_topics.physical(topics.USER)
         admin = clients.admin(kafka_topics)  # its answers die with it
         admin.create_partitions([NewPartitions(name, 6)])[name].result()
-        with pytest.raises(Refused, match="has 6 partitions; it had 4") as refused:
+        with pytest.raises(OperatorActionRequired, match="has 6 partitions; it had 4") as refused:
             future.result(20)
-    assert "stop the producers" in refused.value.todo
+    assert "stop the producers" in refused.value.hint
 
 
 def test_a_topic_that_lost_its_end_is_refused(database: str, kafka_topics: KafkaConfig) -> None:
     Sender(kafka_topics).send(event("e1"))
     ingest_once(database, kafka_topics)
     query(database, "UPDATE stream_offset SET next_offset = 77 WHERE topic = 'labels' AND partition = 2")
-    with pytest.raises(Refused, match=r"ends at 0, before the stored offset 77.*labels\[2\]"):
+    with pytest.raises(OperatorActionRequired, match=r"ends at 0, before the stored offset 77.*labels\[2\]"):
         ingest_once(database, kafka_topics)
 
 

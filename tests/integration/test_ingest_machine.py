@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from contracts import topics
 from contracts.records import Label, Payment, Relation, UserEvent
 from storage.engine import Unavailable
-from storage.offsets import Fenced
+from storage.log.offsets import Fenced
 from tests.integration.feeding import event, identity, label, query, relation, taken
 from tests.integration.owning import Owner, Place, message
 

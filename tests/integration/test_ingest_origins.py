@@ -7,7 +7,7 @@ import pytest
 from contracts import topics
 from contracts.origins import record_digest
 from contracts.records import Record
-from storage import dead_letters
+from storage.log import dead_letters
 from tests.integration.feeding import event, identity, payment, query, taken
 from tests.integration.owning import MakeOwner, Owner, message
 

@@ -14,9 +14,9 @@ from contracts import topics
 from contracts.topics import Topic
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Refused, Stop
-from streams.ingest import Ingest
-from streams.tally import Totals
+from runtime.lifecycle import OperatorActionRequired, Stop
+from streams.ingest.counters import IngestTotals
+from streams.ingest.process import Ingest
 from tests.integration.feeding import (
     Sender,
     event,
@@ -31,7 +31,7 @@ from tests.integration.feeding import (
 
 
 @contextmanager
-def running(process: Ingest) -> Iterator[Future[Totals]]:
+def running(process: Ingest) -> Iterator[Future[IngestTotals]]:
     """An ingest in a thread; stopped at the end."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(process.run)
@@ -117,9 +117,9 @@ def test_a_recreated_topic_is_refused_at_the_start(database: str, tansu_topics: 
     sender.send(event("e1"))
     ingest_once(database, tansu_topics)
     recreate(tansu_topics, topics.USER, 4)
-    with pytest.raises(Refused, match=r"deleted and created again.*topic events\.user") as refused:
+    with pytest.raises(OperatorActionRequired, match=r"deleted and created again.*topic events\.user") as refused:
         ingest_once(database, tansu_topics)
-    assert "offsets adopt" in refused.value.todo
+    assert "offsets rebind" in refused.value.hint
 
 
 @pytest.mark.kafka  # on Tansu librdkafka 2.16 itself crashes in rd_kafka_metadata_update_op, seen each time
@@ -131,7 +131,7 @@ def test_a_recreated_topic_is_refused_under_way(database: str, kafka_topics: Kaf
         eventually(lambda: len(taken(database).identities) == 1)
         recreate(kafka_topics, topics.USER, 4)
         Sender(kafka_topics).send(*(event(f"new {n}") for n in range(200)))
-        with pytest.raises(Refused, match=r"created again|no topic"):
+        with pytest.raises(OperatorActionRequired, match=r"created again|no topic"):
             future.result(15)
     assert len(taken(database).identities) == 1
 
@@ -139,19 +139,19 @@ def test_a_recreated_topic_is_refused_under_way(database: str, kafka_topics: Kaf
 def test_another_partition_count_is_refused(database: str, tansu_topics: KafkaConfig) -> None:
     ingest_once(database, tansu_topics)
     query(database, "DELETE FROM stream_offset WHERE topic = 'labels' AND partition = 3")
-    with pytest.raises(Refused, match="topic has 4 partitions; it had 3"):
+    with pytest.raises(OperatorActionRequired, match="topic has 4 partitions; it had 3"):
         ingest_once(database, tansu_topics)
 
 
 def test_another_cluster_is_refused(database: str, tansu_topics: KafkaConfig) -> None:
     ingest_once(database, tansu_topics)
     query(database, "UPDATE stream_offset SET cluster_id = 'the one before'")
-    with pytest.raises(Refused, match=r"another Kafka cluster answers.*are of the one before"):
+    with pytest.raises(OperatorActionRequired, match=r"another Kafka cluster answers.*are of the one before"):
         ingest_once(database, tansu_topics)
 
 
 def test_offsets_before_the_low_watermark_are_refused(database: str, tansu_topics: KafkaConfig) -> None:
     ingest_once(database, tansu_topics)
     query(database, "UPDATE stream_offset SET next_offset = -5 WHERE topic = 'items'")
-    with pytest.raises(Refused, match=r"offsets -5 to 0 are gone.*items\[0\]"):
+    with pytest.raises(OperatorActionRequired, match=r"offsets -5 to 0 are gone.*items\[0\]"):
         ingest_once(database, tansu_topics)

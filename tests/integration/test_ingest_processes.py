@@ -26,7 +26,7 @@ from contracts.records import UserEvent
 from runtime import kafka as clients
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
-from storage import erasure
+from storage.privacy import erasure
 from tests.integration.feeding import (
     Processes,
     Running,

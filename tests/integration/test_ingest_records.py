@@ -13,9 +13,9 @@ from contracts.codec import encode
 from contracts.records import Label, Payment, Relation, UserEvent
 from runtime import metrics
 from runtime.kafka import KafkaConfig
-from storage import dead_letters
 from storage.engine import open_engine
-from streams.notices import Notices
+from storage.log import dead_letters
+from streams.ingest.dead_letter_notices import Notices
 from tests.integration.feeding import (
     START_MS,
     Sender,

@@ -10,8 +10,8 @@ import pytest
 
 from contracts import topics
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Refused
-from streams.membership import Membership
+from runtime.lifecycle import OperatorActionRequired
+from streams.ingest.consumer_session import ConsumerSession
 from tests.integration.feeding import Sender, event, eventually, ingest, taken
 from tests.integration.test_ingest_positions import recreate, running
 
@@ -35,9 +35,9 @@ def test_a_batch_whose_topic_was_created_again_after_its_last_fetch_is_not_commi
     process = ingest(database, kafka_topics)
     with running(process) as future:
         eventually(process._health.is_ready)
-        monkeypatch.setattr(Membership, "_write", late(Membership._write))
+        monkeypatch.setattr(ConsumerSession, "_write", late(ConsumerSession._write))
         Sender(kafka_topics).send(event("of the topic that is gone"))
-        with pytest.raises(Refused, match=r"created again"):
+        with pytest.raises(OperatorActionRequired, match=r"created again"):
             future.result(30)
     assert recreated.is_set()
     assert taken(database).identities == set()

@@ -11,9 +11,10 @@ from confluent_kafka import Message
 from contracts import topics
 from contracts.codec import encode
 from contracts.records import Item
-from driftline.audit import audit
+from driftline.audit.auditor import audit
 from runtime.kafka import KafkaConfig
-from storage import items, log
+from storage import items
+from storage.log import event_log
 from tests.integration.feeding import Sender, engine_of, eventually, ingest_once, item, query
 from tests.integration.owning import MakeOwner, Owner, message
 from tests.integration.test_ingest_kafka import compact_at_once, left_on_items
@@ -33,7 +34,7 @@ def rows(database: str) -> list[tuple[Any, ...]]:
     stored = query(database, "SELECT position, item_id, payload ->> 'title' FROM item_version ORDER BY position")
     [(stream_id,)] = query(database, "SELECT DISTINCT stream_id FROM item_version")
     with engine_of(database).connect() as connection:
-        segments = [segment.rows for segment in log.read(connection, stream_id, 0) if segment.rows is not None]
+        segments = [segment.rows for segment in event_log.read(connection, stream_id, 0) if segment.rows is not None]
     logged = [(row["offset"], row["item"]) for table in segments for row in table.to_pylist()]
     assert logged == [(offset, item_id) for offset, item_id, _ in stored]
     return stored

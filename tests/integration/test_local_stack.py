@@ -14,10 +14,10 @@ import psutil
 import psycopg
 import pytest
 
-from driftline.local import broker, local_stack, postgres
+from driftline.local.embedded import broker, local_stack, postgres
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -51,7 +51,7 @@ def test_a_data_folder_keeps_postgres_and_the_broker_is_another(tmp_path: Path) 
 
 
 def test_a_data_folder_in_use_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with postgres(tmp_path / "pg"), pytest.raises(Usage, match="lock file"), postgres(tmp_path / "pg"):
+    with postgres(tmp_path / "pg"), pytest.raises(ConfigurationError, match="lock file"), postgres(tmp_path / "pg"):
         pass
 
 
@@ -72,7 +72,7 @@ def test_two_brokers_live_side_by_side() -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_children_end_with_their_parent_however_it_ends(number: signal.Signals) -> None:
     code = (
-        "from driftline.local import local_stack\n"
+        "from driftline.local.embedded import local_stack\n"
         "import time\n"
         "with local_stack():\n    print('up', flush=True)\n    time.sleep(60)\n"
     )
@@ -95,7 +95,7 @@ def test_what_a_killed_stack_left_is_deleted_by_the_next(monkeypatch: pytest.Mon
     (left / "in-use").touch()
     with broker() as first:
         assert left.exists()  # too young to be sure that nobody is about to lock it
-        monkeypatch.setattr("driftline.local._SETTLED_S", 0.0)
+        monkeypatch.setattr("driftline.local.embedded._SETTLED_S", 0.0)
         with broker():
             assert not left.exists()
             assert all(folder.exists() for folder in _locked_folders())

@@ -28,7 +28,7 @@ from contracts import topics
 from contracts.codec import encode
 from contracts.scoring import ScoreCall
 from runtime.kafka import KafkaConfig
-from storage import erasure
+from storage.privacy import erasure
 from tests.integration.feeding import REPOSITORY, Sender, engine_of, event, eventually, payment, query, relation, taken
 from tests.integration.learning import SECOND, Given, School, Scribe, schools
 from tests.integration.score.conftest import World, states  # noqa: F401  # a fixture
@@ -79,7 +79,7 @@ class Stage:
             "SCORE__GROUP": f"{self.kafka.prefix}score",
             "SCORE__SESSION_TIMEOUT_S": "2",
             "DRIFT__SESSION_TIMEOUT_S": "2",
-            "MAINTAIN__SEAL_ROWS": "2",
+            "MAINTAIN__COMPACT_ROWS": "2",
             **{f"{verb}__PORT": "none" for verb in ("TRAIN", "DRIFT", "MAINTAIN", "EXPORT")},
         }
 
@@ -126,7 +126,7 @@ class Stage:
         with schools(self.database, self.kafka, self.folder) as school:
             with school.engine.begin() as connection:
                 scribe = Scribe(connection, school._vocabulary, school.streams)
-                for first in range(0, 40, 8):  # several rows of each sequence, for `maintain` to seal
+                for first in range(0, 40, 8):  # several rows of each sequence, for `maintain` to compact
                     given = [
                         Given(n, n * SECOND, n * SECOND, PEOPLE[n % 4], f"type-{n % 3}")
                         for n in range(first, first + 8)
@@ -478,7 +478,7 @@ def _(stage: Stage) -> None:
 
 # -- maintain, export --
 
-FAULTS["an unexpected error in `maintain`"] = _raises("maintain", "maintain.before_seal_commit", "--once")
+FAULTS["an unexpected error in `maintain`"] = _raises("maintain", "maintain.before_compact_commit", "--once")
 FAULTS["an unexpected error in the thread of `export`"] = _raises("export", "export.before_pointer")
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from contracts import topics
 from runtime.lifecycle import Exit
-from storage import journal, registry, snapshots
+from storage.learning import journal, snapshot_files, snapshot_registry
 from tests.integration.feeding import REPOSITORY, engine_of, event, eventually, query, relation, taken
 from tests.integration.owning import MakeOwner
 
@@ -84,16 +84,18 @@ def fill(owner: MakeOwner) -> None:
 def publish(database: str, folder: Path, steps: int) -> None:
     """Snapshots with files, one a step."""
     with engine_of(database).begin() as connection:
-        seat, _ = journal.take_seat(connection, learner="markov", version="1", config={})
+        lease, _ = journal.acquire_lease(connection, learner="markov", version="1", config={})
         for step in range(1, steps + 1):
             parent = f"s{step - 1}" if step > 1 else None
-            made = registry.NewSnapshot(
+            made = snapshot_registry.NewSnapshot(
                 id=f"s{step}", learner="markov", branch=1, step=step, parent=parent, cursor={1: step}, front=None
             )
-            registry.begin(connection, seat, made)
-            sha256 = snapshots.digest({})
-            snapshots.write(folder, made.id, {}, {"schema_version": snapshots.SCHEMA_VERSION, "sha256": sha256})
-            registry.make_live(connection, seat, made.id, sha256=sha256, manifest={})
+            snapshot_registry.begin(connection, lease, made)
+            sha256 = snapshot_files.digest({})
+            snapshot_files.write(
+                folder, made.id, {}, {"schema_version": snapshot_files.SCHEMA_VERSION, "sha256": sha256}
+            )
+            snapshot_registry.make_live(connection, lease, made.id, sha256=sha256, manifest={})
 
 
 def files(folder: Path) -> set[str]:
@@ -101,23 +103,23 @@ def files(folder: Path) -> set[str]:
     return {file.name.partition(".")[0] for file in folder.iterdir()}
 
 
-def test_one_pass_seals_collects_and_says_so(database: str, owner: MakeOwner, verb: Verb, tmp_path: Path) -> None:
+def test_one_pass_compacts_collects_and_says_so(database: str, owner: MakeOwner, verb: Verb, tmp_path: Path) -> None:
     fill(owner)
     publish(database, tmp_path / "snapshots", 5)
     before = query(database, VIEW)
-    done = verb.run("maintain", "--once", "--json", seal_rows=6, keep_snapshots=2)
-    assert (done["sealed_users"], done["rows_before"], done["rows_after"]) == (3, 30, 3)
+    done = verb.run("maintain", "--once", "--json", compact_rows=6, keep_snapshots=2)
+    assert (done["compacted_users"], done["rows_before"], done["rows_after"]) == (3, 30, 3)
     assert done["snapshots"] == 2
     assert files(tmp_path / "snapshots") == {"s3", "s4", "s5"}
     assert query(database, "SELECT id, status FROM snapshot ORDER BY id") == [(f"s{n}", "live") for n in (3, 4, 5)]
     assert query(database, VIEW) == before
-    again = verb.run("maintain", "--once", "--json", seal_rows=6, keep_snapshots=2)
+    again = verb.run("maintain", "--once", "--json", compact_rows=6, keep_snapshots=2)
     assert (again["rows_before"], again["snapshots"]) == (0, 0)
 
 
 @pytest.mark.parametrize(
     "point",
-    ["before_seal_commit", "after_seal_commit", "after_mark", "after_unlink", "before_trim_commit"],
+    ["before_compact_commit", "after_compact_commit", "after_mark", "after_unlink", "before_trim_commit"],
 )
 def test_killed_anywhere_nothing_is_lost_and_the_next_pass_finishes(
     database: str, owner: MakeOwner, verb: Verb, tmp_path: Path, point: str
@@ -125,7 +127,7 @@ def test_killed_anywhere_nothing_is_lost_and_the_next_pass_finishes(
     fill(owner)
     publish(database, tmp_path / "snapshots", 5)
     before = query(database, VIEW)
-    settings: dict[str, Any] = {"seal_rows": 6, "keep_snapshots": 2, "log_days": '{"events.user": 1}'}
+    settings: dict[str, Any] = {"compact_rows": 6, "keep_snapshots": 2, "log_days": '{"events.user": 1}'}
     assert verb.run("maintain", "--once", "--json", failpoint=f"maintain.{point}", **settings) == {}
     assert query(database, VIEW) == before
     taken(database)
@@ -143,22 +145,22 @@ def test_it_trims_nothing_and_ends_while_a_learner_asks_for_more_than_is_to_stay
     fill(owner)
     with engine_of(database).begin() as connection:
         born = {"seed": 0, "options": {"last_n": 300}, "resolution_us": 1}
-        journal.take_seat(connection, learner="prompttpp", version="2", config=born)
-    settings: dict[str, Any] = {"seal_rows": 6, "state_days": '{"events.user": 1}'}
+        journal.acquire_lease(connection, learner="prompttpp", version="2", config=born)
+    settings: dict[str, Any] = {"compact_rows": 6, "state_days": '{"events.user": 1}'}
     process = verb.start("maintain", "--once", "--json", state_events=299, **settings)
     _, err = process.communicate(timeout=60)
     assert process.returncode == Exit.REFUSED
     assert "prompttpp for 300" in err
     assert "DRIFTLINE_MAINTAIN__STATE_EVENTS to 300" in err
     assert query(database, "SELECT count(*) FROM user_segment WHERE stream_id = 0") == [(0,)], "nothing was begun"
-    assert verb.run("maintain", "--once", "--json", state_events=300, **settings)["sealed_users"] == 3
+    assert verb.run("maintain", "--once", "--json", state_events=300, **settings)["compacted_users"] == 3
 
 
 def test_it_is_ready_after_a_pass_waits_for_postgres_and_drains_on_sigterm(
     database: str, owner: MakeOwner, verb: Verb, free_port: int
 ) -> None:
     fill(owner)
-    process = verb.start("maintain", every_s=0.2, port=free_port, seal_rows=6)
+    process = verb.start("maintain", every_s=0.2, port=free_port, compact_rows=6)
 
     def ready() -> bool:
         try:

@@ -12,12 +12,13 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from driftline.audit import audit
+from driftline.audit.auditor import audit
 from driftline.cli import run
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
-from storage import migrate, sessions
+from storage import migrate
 from storage.engine import Unfit, driver, mapped_errors, open_engine
+from storage.postgres import sessions
 from tests.integration.feeding import Processes, Sender, event, eventually, identity, ingest_once, query, taken
 from tests.integration.owning import Owner
 from tests.integration.poolers import pgbouncer

@@ -20,8 +20,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
 
-from driftline import local
-from driftline.audit import audit
+from driftline.audit.auditor import audit
+from driftline.local import embedded
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
 from storage import migrate
@@ -77,7 +77,7 @@ def stopped_backends(database: str, *, postmaster: bool = False) -> Iterator[Non
 @pytest.fixture
 def own_database() -> Iterator[str]:
     """A migrated database on a server of its own: stopped backends may hold what others wait for."""
-    with local.postgres() as url:
+    with embedded.postgres() as url:
         migrate.upgrade(url)
         yield url
 
@@ -193,7 +193,7 @@ class Server:
 
     def __init__(self, folder: Path, sockets: Path) -> None:
         self.folder, self._sockets = folder, sockets
-        self._binaries, self._user = local._prepare_postgres(folder)
+        self._binaries, self._user = embedded._prepare_postgres(folder)
         sockets.mkdir(0o711)
         if self._user is not None:
             os.chown(sockets, *self._user)
@@ -209,8 +209,8 @@ class Server:
         command = [str(self._binaries / "postgres"), "-D", str(self.folder), "-k", str(self._sockets)]
         command += ["-c", "listen_addresses=", "-c", "fsync=off"]
         log = self.folder / "server.log"
-        with local._child(command, log, signal.SIGINT, self._user) as process:
-            local._wait(process, log, lambda: self._answers())
+        with embedded._child(command, log, signal.SIGINT, self._user) as process:
+            embedded._wait(process, log, lambda: self._answers())
             yield self.url
 
     def _answers(self) -> bool:
@@ -224,7 +224,7 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     """In a short path: sockets' paths are limited."""
-    with local._temporary_folder("driftline-fail-") as folder:
+    with embedded._temporary_folder("driftline-fail-") as folder:
         folder.chmod(0o711)
         yield Server(folder / "data", folder / "s")
 

@@ -9,9 +9,11 @@ from sqlalchemy import Engine
 
 from contracts import topics
 from contracts.identity import event_key
-from storage import erasure, journal, predictions, registry, retention
-from storage.journal import Seat
-from storage.predictions import Closed, Issued
+from storage.learning import journal, predictions, snapshot_registry
+from storage.learning.journal import WriterLease
+from storage.learning.predictions import Closed, StoredPrediction
+from storage.log import log_retention
+from storage.privacy import erasure
 from tests.integration.feeding import engine_of, payment, query
 from tests.integration.owning import MakeOwner
 
@@ -29,19 +31,19 @@ def engine(database: str, owner: MakeOwner) -> Engine:
     return made
 
 
-def seated(engine: Engine) -> Seat:
+def seated(engine: Engine) -> WriterLease:
     with engine.begin() as connection:
-        return journal.take_seat(connection, learner="risk", version="1", config={})[0]
+        return journal.acquire_lease(connection, learner="risk", version="1", config={})[0]
 
 
 def key_of(n: int) -> int:
     return event_key(topics.PAYMENT, "bob" if n % 2 else "ann", f"p{n}")
 
 
-def issued(*numbers: int) -> list[Issued]:
+def issued(*numbers: int) -> list[StoredPrediction]:
     """Of payments p0, p1, ..., a day apart."""
     return [
-        Issued(
+        StoredPrediction(
             user="bob" if n % 2 else "ann",
             subject=key_of(n),
             stream_id=1,
@@ -54,21 +56,21 @@ def issued(*numbers: int) -> list[Issued]:
     ]
 
 
-def put(engine: Engine, step: int, *numbers: int) -> Seat:
-    seat = seated(engine)
+def put(engine: Engine, step: int, *numbers: int) -> WriterLease:
+    lease = seated(engine)
     with engine.begin() as connection:
-        predictions.put(connection, seat, step, "fraud", issued(*numbers))
-    return seat
+        predictions.put(connection, lease, step, "fraud", issued(*numbers))
+    return lease
 
 
-def close(engine: Engine, seat: Seat, step: int, n: int, value: float = 1.0) -> None:
+def close(engine: Engine, lease: WriterLease, step: int, n: int, value: float = 1.0) -> None:
     found = open_at(engine, step, n)[0]
     with engine.begin() as connection:
         closed = Closed(user_id=found.user_id, subject=key_of(n), value=value, known_at=AT, silent=False)
-        predictions.close(connection, seat, step, [closed])
+        predictions.close(connection, lease, step, [closed])
 
 
-def open_at(engine: Engine, step: int, *numbers: int) -> dict[int, predictions.Kept]:
+def open_at(engine: Engine, step: int, *numbers: int) -> dict[int, predictions.OpenPrediction]:
     asks = [("bob" if n % 2 else "ann", key_of(n)) for n in numbers]
     with engine.begin() as connection:
         return predictions.of_users(connection, "risk", 1, step, asks)
@@ -87,11 +89,11 @@ def test_a_prediction_comes_back_to_the_last_bit_and_a_repeated_step_doubles_not
 
 
 def test_what_a_later_step_did_is_not_there_yet_for_an_earlier_one(engine: Engine) -> None:
-    seat = put(engine, 3, 0)
-    close(engine, seat, 5, 0)
+    lease = put(engine, 3, 0)
+    close(engine, lease, 5, 0)
     assert open_at(engine, 2, 0) == {}
     assert [open_at(engine, step, 0)[0].closed for step in range(3, 8)] == [False, False, False, True, True]
-    close(engine, seat, 5, 0)  # repeated
+    close(engine, lease, 5, 0)  # repeated
     with engine.begin() as connection:
         [row] = predictions.closed(connection, "risk", 1)
         assert (row.risks, row.value, row.silent) == ([THIRD / 10, 0.01], 1.0, False)
@@ -99,8 +101,8 @@ def test_what_a_later_step_did_is_not_there_yet_for_an_earlier_one(engine: Engin
 
 
 def test_the_oldest_open_subjects_come_first(engine: Engine) -> None:
-    seat = put(engine, 3, 2, 0, 1)
-    close(engine, seat, 4, 0)
+    lease = put(engine, 3, 2, 0, 1)
+    close(engine, lease, 4, 0)
     with engine.begin() as connection:
         found = predictions.oldest(connection, "risk", 1, limit=1)
         assert [(subject, at) for _, subject, at in found] == [(key_of(1), AT + timedelta(days=1))]
@@ -125,16 +127,16 @@ def test_a_step_that_an_erasure_overtook_keeps_nothing_of_the_user(engine: Engin
 
 
 def test_the_log_is_needed_from_the_oldest_subject_that_is_open_or_may_be_learnt_again(engine: Engine) -> None:
-    seat = put(engine, 3, 0, 1, 2)
+    lease = put(engine, 3, 0, 1, 2)
     needed = []
     for n, step in ((0, 4), (1, 6)):
-        close(engine, seat, step, n)
+        close(engine, lease, step, n)
     for parent, step in ((None, 5), ("s5", 7), ("s7", 9)):
         with engine.begin() as connection:
-            new = registry.NewSnapshot(
+            new = snapshot_registry.NewSnapshot(
                 id=f"s{step}", learner="risk", branch=1, step=step, parent=parent, cursor={1: 4}, front=None
             )
-            registry.begin(connection, seat, new)
+            snapshot_registry.begin(connection, lease, new)
             connection.exec_driver_sql("UPDATE snapshot SET irreproducible = parent IS NULL")
             needed.append(predictions.needed_from(connection))
     # Nobody starts before s5, which is learnt from no more; s7 is rebuilt from it, and p1 was closed in between.
@@ -142,4 +144,4 @@ def test_the_log_is_needed_from_the_oldest_subject_that_is_open_or_may_be_learnt
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE snapshot SET status = 'deleting' WHERE id IN ('s5', 's7')")
         assert predictions.needed_from(connection) == AT + timedelta(days=2)
-        assert retention.open_from(connection, {}) == AT + timedelta(days=2)
+        assert log_retention.open_from(connection, {}) == AT + timedelta(days=2)

@@ -13,7 +13,7 @@ from confluent_kafka import TopicPartition
 
 from contracts import topics as topic_list
 from driftline.recorded import Columns, LateLabel, Recording, Source
-from driftline.replay import replay
+from driftline.recorded.publisher import replay
 from driftline.simulate import Scenario, Simulation
 from runtime import kafka
 from runtime.kafka import KafkaConfig

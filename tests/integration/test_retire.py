@@ -12,8 +12,9 @@ import pytest
 from contracts import topics
 from driftline.cli import run
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Refused
-from storage import retention, trimming
+from runtime.lifecycle import Exit, OperatorActionRequired
+from storage.log import log_retention
+from storage.sequences import sequence_retention
 from tests.integration.learning import SECOND, Given, School, Scribe, schools
 
 KEYED = {
@@ -89,12 +90,12 @@ def test_log_and_sequences_no_longer_wait_for_it(school: School) -> None:
     # What collection does in time: of markov there is one snapshot, whose holder reads from there on.
     school.query("DELETE FROM snapshot WHERE learner = 'markov' AND parent IS NULL")
     with school.engine.begin() as connection:
-        assert set(trimming.askers(connection)) == {"markov", "risk_rate"}
-        waiting = retention.read_from(connection)
+        assert set(sequence_retention.askers(connection)) == {"markov", "risk_rate"}
+        waiting = log_retention.read_from(connection)
     assert run(["retire", "risk_rate", "--yes"]) == Exit.DONE
     with school.engine.begin() as connection:
-        assert set(trimming.askers(connection)) == {"markov"}
-        free = retention.read_from(connection)
+        assert set(sequence_retention.askers(connection)) == {"markov"}
+        free = log_retention.read_from(connection)
     assert waiting is None, "risk_rate may have to start from the beginning"
     assert free
     assert max(free.values()) == 32
@@ -104,7 +105,7 @@ def test_one_that_starts_anew_has_settings_and_snapshot_ids_of_its_own(school: S
     school.write(16)
     school.train()
     [old] = school.live()
-    with pytest.raises(Refused, match="driftline retire markov"):
+    with pytest.raises(OperatorActionRequired, match="driftline retire markov"):
         school.train(seed=8)
     assert run(["retire", "markov", "--yes"]) == Exit.DONE
     again = school.train(seed=8)

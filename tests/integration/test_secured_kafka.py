@@ -13,13 +13,13 @@ import structlog
 from contracts import topics
 from driftline.cli import run
 from runtime import kafka
+from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig, NotLetIn
 from runtime.kafka_errors import NoPermission
 from runtime.lifecycle import Exit, Stop
 from runtime.settings import DriftSettings
-from runtime.telemetry import Health
-from streams.agent import Totals
-from streams.drift import Drift
+from streams.drift.process import DriftProcess
+from streams.drift.topic_agent import DriftTotals
 from tests.integration.drift.watching import send
 from tests.integration.feeding import Sender, event, eventually, ingest, ingest_once, taken
 from tests.integration.secured import LIMITED, Secured, let_in, secured_kafka
@@ -129,7 +129,7 @@ def test_whoever_is_let_in_is_so_in_ingest_and_in_drift(secured: Secured, databa
     send(config, 1, 2, 3)
     health, stop = Health("drift"), Stop()
     name = way.replace("-", "").lower()
-    drift = Drift(kafka_config=config, settings=DriftSettings(group=f"drift-{name}"), health=health, stop=stop)
+    drift = DriftProcess(kafka_config=config, settings=DriftSettings(group=f"drift-{name}"), health=health, stop=stop)
     with running_drift(drift, stop) as future:
         eventually(lambda: drift.totals.records >= 3 or future.done(), within_s=60)
     assert future.result(30).records >= 3
@@ -138,7 +138,7 @@ def test_whoever_is_let_in_is_so_in_ingest_and_in_drift(secured: Secured, databa
 def test_drift_says_why_it_is_not_let_in(secured: Secured) -> None:
     health, stop = Health("drift"), Stop()
     config = KafkaConfig(secured.sasl, secured.sasl_options(password="wrong"))
-    drift = Drift(kafka_config=config, settings=DriftSettings(), health=health, stop=stop)
+    drift = DriftProcess(kafka_config=config, settings=DriftSettings(), health=health, stop=stop)
     with running_drift(drift, stop) as future:
         eventually(lambda: "Authentication failed" in str(health.report()) or future.done())
         assert not health.is_ready()
@@ -168,7 +168,7 @@ def test_more_copies_than_brokers_is_a_wrong_call(
 
 
 @contextmanager
-def running_drift(drift: Drift, stop: Stop) -> Iterator[Future[Totals]]:
+def running_drift(drift: DriftProcess, stop: Stop) -> Iterator[Future[DriftTotals]]:
     """In a thread; stopped at the end."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(drift.run)

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import make_url, text
 
 from contracts.records import Relation, UserEvent
-from driftline.audit import audit
+from driftline.audit.auditor import audit
 from driftline.cli import run
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit

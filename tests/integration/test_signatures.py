@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 
-from storage import erasure, signatures
 from storage.engine import open_engine
-from storage.signatures import StoredSignature, Version
+from storage.learning import signature_rows
+from storage.learning.signature_rows import StoredSignature, TableVersion
+from storage.privacy import erasure
 from tests.integration.feeding import event, eventually, query
 from tests.integration.owning import MakeOwner
 
-VERSION = Version(learner="sdim", embedding="3-0123456789abcdef", hash_id="fedcba9876543210")
+VERSION = TableVersion(learner="sdim", embedding="3-0123456789abcdef", hash_id="fedcba9876543210")
 
 
 @pytest.fixture
@@ -41,14 +42,14 @@ def row(user: str = "ann", *, seed: int = 0) -> StoredSignature:
     )
 
 
-def read(engine: Engine, version: Version = VERSION) -> dict[str, StoredSignature]:
+def read(engine: Engine, version: TableVersion = VERSION) -> dict[str, StoredSignature]:
     with engine.begin() as connection:
-        return signatures.read(connection, version, ["ann", "bob", "ann", "nobody"])
+        return signature_rows.read(connection, version, ["ann", "bob", "ann", "nobody"])
 
 
-def put(engine: Engine, *rows: StoredSignature, version: Version = VERSION) -> None:
+def put(engine: Engine, *rows: StoredSignature, version: TableVersion = VERSION) -> None:
     with engine.begin() as connection:
-        signatures.put(connection, version, rows)
+        signature_rows.put(connection, version, rows)
 
 
 def same(one: StoredSignature, two: StoredSignature) -> bool:
@@ -87,7 +88,7 @@ def test_dropping_other_versions_leaves_those_named_and_other_learners(engine: E
         put(engine, row(), version=version)
     put(engine, row(), version=replace(versions[0], learner="muse"))
     with engine.begin() as connection:
-        assert signatures.drop_others(connection, "sdim", ["2-b", "3-c"]) == 1
+        assert signature_rows.drop_others(connection, "sdim", ["2-b", "3-c"]) == 1
     assert [len(read(engine, version)) for version in versions] == [0, 1, 1]
     assert len(read(engine, replace(versions[0], learner="muse"))) == 1
 
@@ -103,7 +104,7 @@ def test_an_erased_users_row_is_gone_and_none_is_written_any_more(engine: Engine
 def test_a_row_written_while_its_user_is_erased_does_not_outlive_the_erasure(engine: Engine, database: str) -> None:
     erasing = Thread(target=erasure.erase, args=(engine, ["ann"]))
     with engine.begin() as connection:
-        signatures.put(connection, VERSION, [row()])
+        signature_rows.put(connection, VERSION, [row()])
         erasing.start()
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"

@@ -17,23 +17,24 @@ from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Refused
-from storage import journal, log, registry, snapshots
-from storage.journal import Seat, Step
-from storage.offsets import Fenced
-from storage.snapshots import BadSnapshot, Unwritable
-from streams.course import Course, Plan
-from streams.front import Front
-from streams.progress import Undelivered
-from streams.publish import Published, publish, restore
+from runtime.lifecycle import Exit, OperatorActionRequired
+from storage.learning import journal, snapshot_files, snapshot_registry
+from storage.learning.journal import Step, WriterLease
+from storage.learning.snapshot_files import BadSnapshot, Unwritable
+from storage.log import event_log
+from storage.log.offsets import Fenced
+from streams.train.progress import Undelivered
+from streams.train.snapshot_writer import LiveSnapshot, restore, write_snapshot
+from streams.train.step_runner import LearnerConfig, StepRunner
+from streams.train.watermark import Front
 from tests.integration.feeding import eventually
 from tests.integration.learning import School, schools
 
 TENSORS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array(7), "empty": np.zeros((0, 4))}
-MANIFEST = {"schema_version": snapshots.SCHEMA_VERSION, "sha256": snapshots.digest(TENSORS)}
+MANIFEST = {"schema_version": snapshot_files.SCHEMA_VERSION, "sha256": snapshot_files.digest(TENSORS)}
 SHA256 = MANIFEST["sha256"]
 NAMES = [f"one.{str(SHA256)[:16]}.json", f"one.{str(SHA256)[:16]}.safetensors"]
-PLAN = Plan(learner="markov", seed=0, options={}, resolution_us=1_000_000)
+PLAN = LearnerConfig(learner="markov", seed=0, options={}, resolution_us=1_000_000)
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def school(database: str, tansu_topics: KafkaConfig, tmp_path: Path) -> Iterator
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
-    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
-    tensors, manifest = snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+    snapshot_files.write(tmp_path, "one", TENSORS, MANIFEST)
+    tensors, manifest = snapshot_files.read(tmp_path, "one", sha256=snapshot_files.digest(TENSORS))
     assert manifest == MANIFEST
     assert list(tensors) == ["a", "b", "empty"]
     assert all(np.array_equal(tensors[name], TENSORS[name]) for name in TENSORS)
@@ -57,7 +58,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 def test_the_digest_covers_names_types_shapes_and_bytes_and_no_order() -> None:
     one = np.arange(6, dtype=np.int64)
     digests = {
-        snapshots.digest(tensors)
+        snapshot_files.digest(tensors)
         for tensors in (
             {"a": one},
             {"b": one},
@@ -68,7 +69,7 @@ def test_the_digest_covers_names_types_shapes_and_bytes_and_no_order() -> None:
         )
     }
     assert len(digests) == 6
-    assert snapshots.digest({"a": one, "b": one + 1}) == snapshots.digest({"b": one + 1, "a": one})
+    assert snapshot_files.digest({"a": one, "b": one + 1}) == snapshot_files.digest({"b": one + 1, "a": one})
 
 
 def _missing(file: Path) -> None:
@@ -116,17 +117,17 @@ SPOILT = [
 
 @pytest.mark.parametrize(("spoil", "fault"), SPOILT)
 def test_a_spoilt_file_is_refused_by_its_name(tmp_path: Path, spoil: Callable[[Path], None], fault: str) -> None:
-    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
-    spoil(snapshots.path_of(tmp_path, "one", snapshots.digest(TENSORS)))
+    snapshot_files.write(tmp_path, "one", TENSORS, MANIFEST)
+    spoil(snapshot_files.path_of(tmp_path, "one", snapshot_files.digest(TENSORS)))
     with pytest.raises(BadSnapshot, match=str(tmp_path / "one")) as refused:
-        snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+        snapshot_files.read(tmp_path, "one", sha256=snapshot_files.digest(TENSORS))
     assert refused.value.fault == fault
 
 
 def test_another_snapshot_under_this_name_is_refused(tmp_path: Path) -> None:
-    snapshots.write(tmp_path, "one", {"a": np.ones(3)}, MANIFEST)
+    snapshot_files.write(tmp_path, "one", {"a": np.ones(3)}, MANIFEST)
     with pytest.raises(BadSnapshot, match=r"one\.\w+\.safetensors holds other bytes than were written"):
-        snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+        snapshot_files.read(tmp_path, "one", sha256=snapshot_files.digest(TENSORS))
 
 
 @pytest.mark.parametrize("file_number", [1, 2])
@@ -134,18 +135,18 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         _fill_disk(patched, at=file_number)
         with pytest.raises(Unwritable, match=r"one\.\w+\.safetensors: No space left on device"):
-            snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+            snapshot_files.write(tmp_path, "one", TENSORS, MANIFEST)
     assert list(tmp_path.iterdir()) == []
-    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
-    snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+    snapshot_files.write(tmp_path, "one", TENSORS, MANIFEST)
+    snapshot_files.read(tmp_path, "one", sha256=snapshot_files.digest(TENSORS))
 
 
 def test_a_full_disk_does_not_spoil_what_stood_there_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    snapshot_files.write(tmp_path, "one", TENSORS, MANIFEST)
     _fill_disk(monkeypatch, at=2)
     with pytest.raises(Unwritable):
-        snapshots.write(tmp_path, "one", TENSORS, {**MANIFEST, "more": 1})
-    _, manifest = snapshots.read(tmp_path, "one", sha256=snapshots.digest(TENSORS))
+        snapshot_files.write(tmp_path, "one", TENSORS, {**MANIFEST, "more": 1})
+    _, manifest = snapshot_files.read(tmp_path, "one", sha256=snapshot_files.digest(TENSORS))
     assert manifest == MANIFEST
 
 
@@ -160,7 +161,7 @@ def test_both_files_and_then_their_folder_are_synced(tmp_path: Path, monkeypatch
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", spy)
-    snapshots.write(tmp_path, "one", TENSORS, MANIFEST)
+    snapshot_files.write(tmp_path, "one", TENSORS, MANIFEST)
     assert synced == [(False, []), (False, []), (True, NAMES)]
 
 
@@ -169,19 +170,19 @@ def test_what_an_earlier_epoch_left_unfinished_is_removed_and_what_a_later_one_i
 ) -> None:
     for epoch in (4, 6):
         (tmp_path / f".one.0123456789abcdef.safetensors.{epoch}").write_bytes(b"half")
-    snapshots.write(tmp_path, "one", TENSORS, MANIFEST, epoch=5)
+    snapshot_files.write(tmp_path, "one", TENSORS, MANIFEST, epoch=5)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".one.0123456789abcdef.safetensors.6", *NAMES]
 
 
 def test_two_that_disagree_on_a_snapshots_bytes_write_two_files_and_both_are_removed_with_it(tmp_path: Path) -> None:
     other = {"a": np.ones(3)}
     for tensors in (TENSORS, other):
-        snapshots.write(tmp_path, "one", tensors, {**MANIFEST, "sha256": snapshots.digest(tensors)})
-    snapshots.write(tmp_path, "one-more", other, {**MANIFEST, "sha256": snapshots.digest(other)})
+        snapshot_files.write(tmp_path, "one", tensors, {**MANIFEST, "sha256": snapshot_files.digest(tensors)})
+    snapshot_files.write(tmp_path, "one-more", other, {**MANIFEST, "sha256": snapshot_files.digest(other)})
     for tensors in (TENSORS, other):
-        found, _ = snapshots.read(tmp_path, "one", sha256=snapshots.digest(tensors))
+        found, _ = snapshot_files.read(tmp_path, "one", sha256=snapshot_files.digest(tensors))
         assert list(found) == sorted(tensors)
-    snapshots.remove(tmp_path, "one")
+    snapshot_files.remove(tmp_path, "one")
     assert {file.name.partition(".")[0] for file in tmp_path.iterdir()} == {"one-more"}
 
 
@@ -200,13 +201,13 @@ def _fill_disk(patched: pytest.MonkeyPatch, *, at: int) -> None:
 # -- publishing --
 
 
-def seat_of(connection: Connection) -> Seat:
+def seat_of(connection: Connection) -> WriterLease:
     with connection.begin():
-        seat, _ = journal.take_seat(connection, learner="markov", version="1", config=PLAN.as_json())
-    return seat
+        lease, _ = journal.acquire_lease(connection, learner="markov", version="1", config=PLAN.as_json())
+    return lease
 
 
-def publish_in(school: School, connection: Connection, seat: Seat, **given: Any) -> Published:
+def publish_in(school: School, connection: Connection, lease: WriterLease, **given: Any) -> LiveSnapshot:
     values: dict[str, Any] = {
         "step": 1,
         "parent": None,
@@ -215,8 +216,8 @@ def publish_in(school: School, connection: Connection, seat: Seat, **given: Any)
         "actions": (),
         "delivered": lambda: None,
     }
-    course = given.pop("course", None) or Course(PLAN, PLAN.fresh(), {}, front=None)
-    return publish(connection, seat, course, PLAN, **{**values, **given})
+    runner = given.pop("course", None) or StepRunner(PLAN, PLAN.fresh(), {}, front=None)
+    return write_snapshot(connection, lease, runner, PLAN, **{**values, **given})
 
 
 def statuses(school: School) -> dict[str, str]:
@@ -242,15 +243,15 @@ def test_a_snapshot_is_registered_written_told_and_only_then_live(school: School
 def test_a_restored_course_has_the_front_it_had(school: School) -> None:
     """Which of its next rows are late depends on 33 record times, not on one."""
     times = [*range(40), 4_102_444_800_000_000, 12, 13]
-    course = Course(PLAN, PLAN.fresh(), {}, front=Front().after(times))
+    runner = StepRunner(PLAN, PLAN.fresh(), {}, front=Front().after(times))
     with school.engine.connect() as connection:
-        published = publish_in(school, connection, seat_of(connection), course=course)
+        published = publish_in(school, connection, seat_of(connection), runner=runner)
         with connection.begin():
-            found = registry.find(connection, published.id)
+            found = snapshot_registry.find(connection, published.id)
     assert found is not None
     again = restore(PLAN, found, school.folder)
-    assert again.recent == course.recent
-    assert found.front == log.time_of(24)
+    assert again.recent == runner.recent
+    assert found.front == event_log.time_of(24)
     of_before = replace(found, manifest={**(found.manifest or {}), "record_times": None})
     assert restore(PLAN, of_before, school.folder).front == 24, "made by a version that kept one time"
 
@@ -267,51 +268,51 @@ def test_without_its_progress_acknowledged_it_does_not_become_live(school: Schoo
         raise Undelivered("not acknowledged")
 
     with school.engine.connect() as connection:
-        seat = seat_of(connection)
+        lease = seat_of(connection)
         with pytest.raises(Undelivered):
-            publish_in(school, connection, seat, delivered=undelivered)
+            publish_in(school, connection, lease, delivered=undelivered)
         assert set(statuses(school).values()) == {"writing"}
-        publish_in(school, connection, seat)
+        publish_in(school, connection, lease)
         assert set(statuses(school).values()) == {"live"}
 
 
 def test_a_zombie_publishes_nothing(school: School) -> None:
     with school.engine.connect() as zombie, school.engine.connect() as other:
-        seat = seat_of(zombie)
+        lease = seat_of(zombie)
         with pytest.raises(Fenced):
-            publish_in(school, zombie, seat, delivered=lambda: seat_of(other) and None)
+            publish_in(school, zombie, lease, delivered=lambda: seat_of(other) and None)
         assert set(statuses(school).values()) == {"writing"}
         with pytest.raises(Fenced):
-            publish_in(school, zombie, seat, step=2)
+            publish_in(school, zombie, lease, step=2)
         assert len(statuses(school)) == 1
         step = Step(number=0, rows=(), front=None, idle=(), late=0, snapshot=False, actions=())
         with zombie.begin(), pytest.raises(Fenced):
-            journal.append(zombie, seat, step)
+            journal.append(zombie, lease, step)
     assert school.journalled() == 0
 
 
 def test_a_zombie_that_computes_other_bytes_spoils_no_file_of_its_successor(school: School) -> None:
     """It slept between registering the snapshot and writing its file; its successor has another device class."""
     with school.engine.connect() as zombie, school.engine.connect() as other:
-        seat = seat_of(zombie)
-        successors = list[Published]()
+        lease = seat_of(zombie)
+        successors = list[LiveSnapshot]()
 
-        class Asleep(Course):
+        class Asleep(StepRunner):
             def tensors(self) -> dict[str, Any]:
                 successors.append(publish_in(school, other, seat_of(other)))
                 return {**super().tensors(), "rounded otherwise": np.ones(1)}
 
         with pytest.raises(Fenced):
-            publish_in(school, zombie, seat, course=Asleep(PLAN, PLAN.fresh(), {}, front=None))
+            publish_in(school, zombie, lease, runner=Asleep(PLAN, PLAN.fresh(), {}, front=None))
     [published] = successors
     [row] = school.query("SELECT status, sha256 FROM snapshot")
     assert (row.status, row.sha256) == ("live", published.sha256)
     assert len(list(school.folder.glob("*.safetensors"))) == 2, "the zombie did write"
-    snapshots.read(school.folder, published.id, sha256=row.sha256)
+    snapshot_files.read(school.folder, published.id, sha256=row.sha256)
 
 
 def test_a_file_that_a_fenced_process_left_is_in_nobodys_way(school: School) -> None:
-    class Other(Course):
+    class Other(StepRunner):
         def tensors(self) -> dict[str, Any]:
             return {**super().tensors(), "rounded otherwise": np.ones(1)}
 
@@ -324,23 +325,23 @@ def test_a_file_that_a_fenced_process_left_is_in_nobodys_way(school: School) -> 
                 school,
                 connection,
                 seat_of(connection),
-                course=Other(PLAN, PLAN.fresh(), {}, front=None),
+                runner=Other(PLAN, PLAN.fresh(), {}, front=None),
                 delivered=fenced,
             )
         published = publish_in(school, connection, seat_of(connection))
-    snapshots.read(school.folder, published.id, sha256=published.sha256)
+    snapshot_files.read(school.folder, published.id, sha256=published.sha256)
     assert set(statuses(school).values()) == {"live"}
 
 
 def test_repeating_to_other_bytes_than_were_published_is_refused_and_touches_no_file(school: School) -> None:
     with school.engine.connect() as connection:
-        seat = seat_of(connection)
-        published = publish_in(school, connection, seat)
+        lease = seat_of(connection)
+        published = publish_in(school, connection, lease)
         file = school.file(published.id)
         file.write_bytes(b"spoilt")
         school.query("UPDATE snapshot SET sha256 = 'other'")
-        with pytest.raises(Refused, match="it was published with other") as refused:
-            publish_in(school, connection, seat)
+        with pytest.raises(OperatorActionRequired, match="it was published with other") as refused:
+            publish_in(school, connection, lease)
     assert refused.value.code is Exit.REFUSED
     assert file.read_bytes() == b"spoilt"
 
@@ -354,12 +355,12 @@ def test_a_row_without_a_live_file_is_ignored(school: School) -> None:
     first = school.train()
     assert first.sha256 == expected
     with school.engine.connect() as connection:
-        seat = seat_of(connection)
+        lease = seat_of(connection)
         with connection.begin():
-            new = registry.NewSnapshot(
+            new = snapshot_registry.NewSnapshot(
                 id="markov-1-0000000009", learner="markov", branch=1, step=9, parent=None, cursor={}, front=None
             )
-            registry.begin(connection, seat, new)
+            snapshot_registry.begin(connection, lease, new)
     assert school.train().repeated_steps == 0
     school.write(8)
     school.train()
@@ -376,7 +377,7 @@ def test_each_snapshot_names_its_parent_and_its_files_carry_its_id_and_digest(sc
         f"{row.id}.{row.sha256[:16]}.{kind}" for row in rows for kind in ("json", "safetensors")
     )
     for row in rows:
-        _, manifest = snapshots.read(school.folder, row.id, sha256=row.sha256)
+        _, manifest = snapshot_files.read(school.folder, row.id, sha256=row.sha256)
         assert manifest == row.manifest
         assert (manifest["id"], manifest["parent"]) == (row.id, row.parent)
 
@@ -398,7 +399,7 @@ def test_a_spoilt_snapshot_is_named_and_learnt_again_from_the_one_before(
     assert (totals.repeated_steps, totals.snapshots) == (2, 2)
     assert school.live() == live
     for row in school.query("SELECT id, sha256 FROM snapshot"):
-        snapshots.read(school.folder, row.id, sha256=row.sha256)  # the same bytes stand there again
+        snapshot_files.read(school.folder, row.id, sha256=row.sha256)  # the same bytes stand there again
 
 
 def test_without_any_readable_snapshot_everything_is_learnt_again(school: School) -> None:
@@ -409,7 +410,7 @@ def test_without_any_readable_snapshot_everything_is_learnt_again(school: School
     totals = school.train()
     assert totals.repeated_steps == school.journalled() == 3
     for row in school.query("SELECT id, sha256 FROM snapshot"):
-        snapshots.read(school.folder, row.id, sha256=row.sha256)
+        snapshot_files.read(school.folder, row.id, sha256=row.sha256)
 
 
 def test_a_full_disk_makes_train_unready_until_there_is_room_again(school: School) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from contracts.codec import Reason
 from driftline.cli import run
-from driftline.datasets.names import NAMES
+from driftline.datasets.dataset_names import NAMES
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
 from tests.integration.feeding import ingest_once, query

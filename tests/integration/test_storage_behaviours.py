@@ -1,4 +1,4 @@
-"""Behaviours for scoring are what sequences hold, however these are sealed, and little of a long one is opened."""
+"""Behaviours for scoring are what sequences hold, however these are compacted, and little of a long one is opened."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from contracts import topics
 from contracts.records import Record
-from storage import behaviours, sealing
-from storage.behaviours import BehaviourAsk
-from storage.offsets import Cursor
-from storage.sequences import SequenceEvent
+from storage.log.offsets import Cursor
+from storage.sequences import compaction, item_events
+from storage.sequences.item_events import BehaviourAsk
+from storage.sequences.user_sequences import SequenceEvent
 from tests.integration.feeding import engine_of, event, query
 from tests.integration.owning import MakeOwner, Owner, Place, message
-from tests.integration.test_storage_sealing import FOREVER, START_US, busy, histories, record_of, seal
+from tests.integration.test_storage_compaction import FOREVER, START_US, busy, compact, histories, record_of
 
 __all__ = ["busy"]
 
@@ -25,14 +25,14 @@ PLACES: list[Place] = [(topics.USER, 0), (topics.PAYMENT, 0), (topics.RELATIONAL
 rows = st.tuples(
     st.sampled_from([PLACES[0], *PLACES]), st.sampled_from("ab"), st.sampled_from("xyz"), st.integers(0, 9)
 )
-work = st.lists(st.one_of(st.lists(rows, min_size=1, max_size=12), st.just("seal")), min_size=1, max_size=12)
+work = st.lists(st.one_of(st.lists(rows, min_size=1, max_size=12), st.just("compact")), min_size=1, max_size=12)
 Found = list[tuple[int, str, bool]]
 """(event time, item, whether it lies behind the cursor)."""
 
 
 def read(one: Owner, *asks: BehaviourAsk) -> list[Found]:
     with one.connection.begin():
-        found = behaviours.read(one.connection, asks)
+        found = item_events.read(one.connection, asks)
     return [list(zip(b.at.tolist(), b.item.tolist(), b.behind.tolist(), strict=True)) for b in found]
 
 
@@ -57,10 +57,10 @@ def write(one: Owner, act: Sequence[tuple[Place, str, str, int]], n: int) -> Non
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(work, st.integers(2, 20), st.lists(st.integers(0, 9), min_size=3, max_size=3))
-def test_behaviours_are_those_of_the_sequence_however_it_is_sealed(
+def test_behaviours_are_those_of_the_sequence_however_it_is_compacted(
     database: str, busy: Owner, monkeypatch: pytest.MonkeyPatch, plan: list[object], chunk: int, below: list[int]
 ) -> None:
-    monkeypatch.setattr(sealing, "CHUNK_EVENTS", chunk)
+    monkeypatch.setattr(compaction, "CHUNK_EVENTS", chunk)
     query(database, "TRUNCATE user_segment, log_segment")
     query(database, "UPDATE stream_offset SET next_offset = 0")
     one, engine = busy, engine_of(database)
@@ -69,7 +69,7 @@ def test_behaviours_are_those_of_the_sequence_however_it_is_sealed(
         if isinstance(act, list):
             write(one, act, n)
         else:
-            seal(engine)
+            compact(engine)
     cursor = {claim.stream_id: offset for claim, offset in zip(one.claims.values(), below, strict=True)}
     cursors: list[Cursor | None] = [None, {}, cursor, dict(list(cursor.items())[:1])]
     asks = [
@@ -85,7 +85,7 @@ def test_behaviours_are_those_of_the_sequence_however_it_is_sealed(
 def test_the_end_of_a_long_row_is_enough_unless_an_instant_is_cut_or_items_are_rare(
     owner: MakeOwner, database: str
 ) -> None:
-    """Sealed rows of 300 events: evenly spaced; the last 100 at one instant; one event in forty with an item."""
+    """Compacted rows of 300 events: evenly spaced; the last 100 at one instant; one event in forty with an item."""
     one = owner()
     for user, last, item_every in (("even", 300, 1), ("basket", 200, 1), ("rare", 300, 40)):
         # Within an instant the order of a sequence (event ids) is not the order of the log.
@@ -95,7 +95,7 @@ def test_the_end_of_a_long_row_is_enough_unless_an_instant_is_cut_or_items_are_r
         ]
         one.write_events(*events[:150])
         one.write_events(*events[150:])
-    seal(engine_of(database))
+    compact(engine_of(database))
     assert query(database, "SELECT events FROM user_segment WHERE stream_id = 0") == [(300,)] * 3
     users = ("even", "basket", "rare")
     asks = [

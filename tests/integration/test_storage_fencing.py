@@ -10,9 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from contracts import topics
-from storage import offsets
 from storage.engine import Unavailable, mapped_errors
-from storage.offsets import _OWNED, Fenced
+from storage.log import offsets
+from storage.log.offsets import _OWNED, Fenced
 from tests.integration.feeding import event, query, taken
 from tests.integration.owning import MakeOwner, Owner, Place, message, stream
 

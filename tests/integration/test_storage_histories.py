@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from contracts import topics
 from contracts.identity import event_key
 from contracts.records import Payment, Record, Relation, UserEvent
-from storage import erasure, histories, names, sequences
-from storage.erasure import Erased
-from storage.names import Gone
-from storage.sequences import HistoryAsk, SequenceEvent
+from storage import string_cache
+from storage.privacy import erasure
+from storage.privacy.erasure import Erased
+from storage.sequences import history_reader, user_sequences
+from storage.sequences.user_sequences import HistoryAsk, SequenceEvent
+from storage.string_cache import Gone
 from tests.integration.feeding import START_MS, engine_of, event, key_of, payment, query, relation
 from tests.integration.owning import MakeOwner, Owner, Place, message, stream
 
@@ -132,9 +134,9 @@ def test_a_history_is_what_the_model_says(
     for wanted, below in [(whole, None), *questions]:
         cursor = everything if below is None else {ids[place]: offset for place, offset in below.items()}
         with reading.connection.begin():
-            found = sequences.histories(reading.connection, wanted, cursor)
-            chosen = histories.read(reading.connection, wanted, cursor, items_only=True)
-            newest = [sequences.newest_event_at(reading.connection, ask.user, cursor) for ask in wanted]
+            found = user_sequences.histories(reading.connection, wanted, cursor)
+            chosen = history_reader.read(reading.connection, wanted, cursor, items_only=True)
+            newest = [user_sequences.newest_event_at(reading.connection, ask.user, cursor) for ask in wanted]
         assert found == [model(stored, ids, ask, cursor) for ask in wanted]
         assert [list(h) for h in chosen] == [model(stored, ids, ask, cursor, items_only=True) for ask in wanted]
         for ask, at in zip(wanted, newest, strict=True):
@@ -147,7 +149,7 @@ def test_events_at_one_instant_never_see_each_other(owner: MakeOwner) -> None:
     one.write_events(event("e1", at=1), event("e2", at=1), event("e3", at=2))
     [claim] = one.claims.values()
     with one.connection.begin():
-        [history] = sequences.histories(
+        [history] = user_sequences.histories(
             one.connection, [HistoryAsk(user="ann", before=BASE_US + 1_000_000, last_n=9)], {claim.stream_id: 3}
         )
     assert history == []
@@ -166,7 +168,7 @@ SEAL = b"""
 """
 
 
-def test_a_history_is_whole_while_segments_are_being_sealed(database: str, owner: MakeOwner) -> None:
+def test_a_history_is_whole_while_segments_are_being_compacted(database: str, owner: MakeOwner) -> None:
     one = owner((topics.RELATIONAL, 0))
     rounds = 40
     for n in range(rounds):
@@ -175,17 +177,17 @@ def test_a_history_is_whole_while_segments_are_being_sealed(database: str, owner
     asks = [HistoryAsk(user=user, before=2**62, last_n=1000) for user in ("ann", "bob")]
     stop = Event()
 
-    def seal() -> None:
+    def compact() -> None:
         with psycopg.connect(database, autocommit=True) as connection:
             while not stop.is_set():
                 connection.execute(SEAL)
 
-    sealer = Thread(target=seal)
+    sealer = Thread(target=compact)
     sealer.start()
     try:
         for _ in range(60):
             with one.connection.begin():
-                found = sequences.histories(one.connection, asks, {claim.stream_id: rounds})
+                found = user_sequences.histories(one.connection, asks, {claim.stream_id: rounds})
             assert [len(history) for history in found] == [rounds, rounds]
             assert [e.event_id for e in found[0]] == [e.event_id for e in found[1]]
     finally:
@@ -206,7 +208,9 @@ def test_who_is_erased_while_a_history_is_read_is_not_in_it(database: str, owner
             if "FROM stream_offset" in statement and not erased:
                 erased.append(erasure.erase(engine_of(database), ["bob"]))
 
-        [found] = histories.read(connection, [HistoryAsk(user="ann", before=2**62, last_n=9)], {claim.stream_id: 2})
+        [found] = history_reader.read(
+            connection, [HistoryAsk(user="ann", before=2**62, last_n=9)], {claim.stream_id: 2}
+        )
     assert [event.other for event in found] == ["cid"]
 
 
@@ -216,18 +220,18 @@ def test_a_string_that_is_missing_is_told_and_not_passed_over(database: str, own
     [claim] = one.claims.values()
     query(database, "DELETE FROM vocabulary WHERE value = 'click'")
     with one.connection.begin(), pytest.raises(Gone, match="vocabulary does not hold"):
-        histories.read(one.connection, [HistoryAsk(user="ann", before=2**62, last_n=9)], {claim.stream_id: 1})
+        history_reader.read(one.connection, [HistoryAsk(user="ann", before=2**62, last_n=9)], {claim.stream_id: 1})
 
 
 def test_strings_are_remembered_no_further_than_their_limit(
     database: str, owner: MakeOwner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(names, "REMEMBERED", 5)
+    monkeypatch.setattr(string_cache, "REMEMBERED", 5)
     one = owner()
     one.write_events(*(event(f"e{n}", at=n, type=f"type-{n}") for n in range(12)))
     [claim] = one.claims.values()
     with one.connection.begin():
         for n in (4, 12, 8, 12):
             ask = HistoryAsk(user="ann", before=BASE_US + n * 1_000_000, last_n=4)
-            [found] = histories.read(one.connection, [ask], {claim.stream_id: 12})
+            [found] = history_reader.read(one.connection, [ask], {claim.stream_id: 12})
             assert found.type.tolist() == [f"type-{m}" for m in range(n - 4, n)]

@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import Engine
 
 from contracts import topics
-from storage import collection, journal, registry, retention, snapshots
 from storage.engine import Unavailable
-from storage.journal import Seat
-from storage.offsets import Cursor
+from storage.learning import journal, snapshot_files, snapshot_gc, snapshot_registry
+from storage.learning.journal import WriterLease
+from storage.log import log_retention
+from storage.log.offsets import Cursor
 from tests.integration.feeding import START_MS, engine_of, event, label, query, taken
 from tests.integration.owning import MakeOwner, Owner, message
 
@@ -29,10 +30,10 @@ def engine(database: str) -> Engine:
     return made
 
 
-def seat_of(engine: Engine, learner: str = "markov") -> Seat:
+def seat_of(engine: Engine, learner: str = "markov") -> WriterLease:
     """Its learner's row is there from now on."""
     with engine.begin() as connection:
-        return journal.take_seat(connection, learner=learner, version="1", config={})[0]
+        return journal.acquire_lease(connection, learner=learner, version="1", config={})[0]
 
 
 @pytest.fixture
@@ -42,14 +43,14 @@ def take(engine: Engine) -> Take:
     def make(
         name: str, step: int, *, parent: str | None = None, cursor: Cursor | None = None, live: bool = True
     ) -> None:
-        seat = seat_of(engine)
-        new = registry.NewSnapshot(
+        lease = seat_of(engine)
+        new = snapshot_registry.NewSnapshot(
             id=name, learner="markov", branch=1, step=step, parent=parent, cursor=cursor or {1: step}, front=None
         )
         with engine.begin() as connection:
-            registry.begin(connection, seat, new)
+            snapshot_registry.begin(connection, lease, new)
             if live:
-                registry.make_live(connection, seat, name, sha256=f"{step:064d}", manifest={})
+                snapshot_registry.make_live(connection, lease, name, sha256=f"{step:064d}", manifest={})
 
     return make
 
@@ -57,8 +58,8 @@ def take(engine: Engine) -> Take:
 def collect(engine: Engine, *, keep: int) -> list[str]:
     """What is marked."""
     with engine.begin() as connection:
-        collection.mark(connection, keep=keep)
-        return collection.marked(connection)
+        snapshot_gc.mark(connection, keep=keep)
+        return snapshot_gc.marked(connection)
 
 
 def test_the_newest_stay_and_pinned_ones_and_the_parents_of_both(engine: Engine, take: Take) -> None:
@@ -85,8 +86,8 @@ def test_a_learner_never_takes_up_what_is_being_collected(engine: Engine, take: 
     with pytest.raises(Unavailable, match="s1 is being collected"):
         take("s1", 1)
     with engine.begin() as connection:
-        collection.forget(connection, ["s1", "s3"])
-        assert registry.find(connection, "s3") is not None, "only what is marked is forgotten"
+        snapshot_gc.forget(connection, ["s1", "s3"])
+        assert snapshot_registry.find(connection, "s3") is not None, "only what is marked is forgotten"
     take("s1", 1)
 
 
@@ -100,7 +101,7 @@ def test_strays_are_files_of_live_snapshots_that_are_not_theirs(tmp_path: Path) 
     for name in (f"s1.{'a' * 16}.json", f"s1.{'a' * 16}.safetensors", f"s1.{'b' * 16}.json", f"s2.{'b' * 16}.json"):
         (tmp_path / name).touch()
     (tmp_path / f".s1.{'c' * 16}.json.7").touch()
-    assert [file.name for file in snapshots.strays(tmp_path, {"s1": digest})] == [f"s1.{'b' * 16}.json"]
+    assert [file.name for file in snapshot_files.strays(tmp_path, {"s1": digest})] == [f"s1.{'b' * 16}.json"]
 
 
 # -- the log --
@@ -117,10 +118,10 @@ def write_days(one: Owner, days: int, *, topic: str = topics.USER) -> None:
         one.write({(topic, 0): made})
 
 
-def trim(engine: Engine, days: float, *, window: int = 0, topic: str = topics.USER) -> retention.Removed:
+def trim(engine: Engine, days: float, *, window: int = 0, topic: str = topics.USER) -> log_retention.Removed:
     with engine.begin() as connection:
-        policy = retention.Policy(keep={topic: timedelta(days=days)}, duplicate_window=window)
-        return retention.trim(connection, policy)
+        policy = log_retention.Policy(keep={topic: timedelta(days=days)}, duplicate_window=window)
+        return log_retention.trim(connection, policy)
 
 
 def begins(database: str) -> list[tuple[int, int]]:
@@ -138,7 +139,7 @@ def test_age_is_counted_behind_the_newest_record_and_not_by_the_clock(
     database: str, owner: MakeOwner, engine: Engine
 ) -> None:
     write_days(owner(), 10)
-    assert trim(engine, 3) == retention.Removed(segments=6, events=12)
+    assert trim(engine, 3) == log_retention.Removed(segments=6, events=12)
     assert begins(database) == [(12, 12)]
     assert trim(engine, 3).segments == 0
     assert trim(engine, 99, topic=topics.PAYMENT).segments == 0

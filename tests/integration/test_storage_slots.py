@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy import Connection
 
-from storage import slots
 from storage.engine import open_engine
+from storage.log import group_slots
 
 Connect = Callable[[], Connection]
 
@@ -24,7 +24,7 @@ def connect(database: str) -> Iterator[Connect]:
 
 def number(connection: Connection, *, group: str = "group", prefer: int = 0) -> int:
     with connection.begin():
-        return slots.take(connection, group, prefer=prefer).number
+        return group_slots.take(connection, group, prefer=prefer).number
 
 
 def test_each_session_takes_the_lowest_free_slot_and_frees_it_with_its_end(connect: Connect) -> None:
@@ -42,7 +42,7 @@ def test_who_comes_back_takes_its_former_slot_if_it_is_free(connect: Connect) ->
 def test_a_slot_outlives_a_transaction_that_rolls_back(connect: Connect) -> None:
     first = connect()
     first.begin()
-    slots.take(first, "group")
+    group_slots.take(first, "group")
     first.rollback()
     assert number(connect()) == 1
 
@@ -51,7 +51,7 @@ def test_groups_do_not_share_slots_and_ids_name_the_database(connect: Connect) -
     first, second = connect(), connect()
     assert [number(first, group="one"), number(second, group="two")] == [0, 0]
     with first.begin():
-        one, two = (slots.take(first, name).name for name in ("three", "four"))
+        one, two = (group_slots.take(first, name).name for name in ("three", "four"))
     assert one == two
     assert one.startswith("driftline-")
     assert len(one.split("-")) == 4
@@ -61,7 +61,7 @@ def test_topics_that_grew_or_were_made_again_give_a_slot_another_id(connect: Con
     """Kafka gives who comes back under an id what it had, and added partitions would belong to nobody."""
     first = connect()
     with first.begin():
-        slot = slots.take(first, "group")
+        slot = group_slots.take(first, "group")
     before = slot.instance_id([("user-id", 4), ("label-id", 3)])
     assert before == slot.instance_id([("label-id", 3), ("user-id", 4)])
     assert before.startswith(f"{slot.name}-")

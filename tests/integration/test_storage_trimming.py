@@ -10,9 +10,11 @@ import pytest
 from sqlalchemy import Engine
 
 from contracts import topics
-from storage import erasure, offsets, retention, sealing, sequences, trimming
-from storage.sequences import HistoryAsk
-from storage.trimming import SequencePolicy, Trimmed
+from storage.log import log_retention, offsets
+from storage.privacy import erasure
+from storage.sequences import compaction, sequence_retention, user_sequences
+from storage.sequences.sequence_retention import SequencePolicy, Trimmed
+from storage.sequences.user_sequences import HistoryAsk
 from tests.integration.feeding import START_MS, engine_of, event, payment, query
 from tests.integration.owning import MakeOwner, Owner, message
 
@@ -23,7 +25,7 @@ KEPT = 8
 
 @pytest.fixture(autouse=True)
 def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sealing, "CHUNK_EVENTS", 4)
+    monkeypatch.setattr(compaction, "CHUNK_EVENTS", 4)
 
 
 @pytest.fixture
@@ -44,20 +46,20 @@ def write_days(one: Owner, days: range, *, topic: str = topics.USER, per_day: in
         one.write({(topic, 0): [message(topic, first + n, value, at_ms=at_ms) for n, value in enumerate(given)]})
 
 
-def seal(engine: Engine) -> None:
+def compact(engine: Engine) -> None:
     with engine.begin() as connection:
-        sealing.seal(connection, [due.user_id for due in sealing.due(connection, rows=1, limit=100)])
+        compaction.compact(connection, [due.user_id for due in compaction.due(connection, rows=1, limit=100)])
 
 
 def trim_log(engine: Engine, days: float, *names: str) -> None:
-    policy = retention.Policy(keep=dict.fromkeys(names or [topics.USER], timedelta(days=days)), duplicate_window=0)
+    policy = log_retention.Policy(keep=dict.fromkeys(names or [topics.USER], timedelta(days=days)), duplicate_window=0)
     with engine.begin() as connection:
-        assert retention.trim(connection, policy).segments > 0
+        assert log_retention.trim(connection, policy).segments > 0
 
 
 def trim(engine: Engine, days: float = 3, *, keep: int = KEPT, topic: str = topics.USER) -> Trimmed:
     with engine.begin() as connection:
-        return trimming.trim(connection, SequencePolicy(keep={topic: timedelta(days=days)}, events=keep))
+        return sequence_retention.trim(connection, SequencePolicy(keep={topic: timedelta(days=days)}, events=keep))
 
 
 def left(database: str, user: str) -> int:
@@ -68,7 +70,7 @@ def test_old_events_beyond_the_newest_go_once_the_log_has_let_them_go(
     database: str, owner: MakeOwner, engine: Engine
 ) -> None:
     write_days(owner(), range(DAYS))
-    seal(engine)
+    compact(engine)
     assert trim(engine) == Trimmed(), "the log holds all of it"
     trim_log(engine, 3)
     gone = trim(engine)
@@ -77,16 +79,16 @@ def test_old_events_beyond_the_newest_go_once_the_log_has_let_them_go(
     assert left(database, "bob") == 3, "fewer than stay of each user"
     assert trim(engine) == Trimmed()
     with engine.begin() as connection:
-        found = trimming.missing(connection, "ann")
+        found = sequence_retention.missing(connection, "ann")
         assert found is not None
         assert (found.events, found.last_at.timestamp() * 1000) == (16, START_MS + (5 * DAY_S + 0) * 1000)
-        assert trimming.missing(connection, "bob") is None
+        assert sequence_retention.missing(connection, "bob") is None
     write_days(owner(), range(DAYS, DAYS + 6))
-    seal(engine)
+    compact(engine)
     trim_log(engine, 3)
     more = trim(engine)
     with engine.begin() as connection:
-        later = trimming.missing(connection, "ann")
+        later = sequence_retention.missing(connection, "ann")
         assert later is not None
         assert more.events > 0
         assert later.events == 16 + more.events
@@ -96,7 +98,7 @@ def test_old_events_beyond_the_newest_go_once_the_log_has_let_them_go(
 def test_topics_not_named_keep_theirs(database: str, owner: MakeOwner, engine: Engine) -> None:
     one = owner((topics.USER, 0), (topics.PAYMENT, 0))
     write_days(one, range(DAYS), topic=topics.PAYMENT)
-    seal(engine)
+    compact(engine)
     trim_log(engine, 3, topics.PAYMENT)
     assert trim(engine) == Trimmed()
     assert trim(engine, topic=topics.PAYMENT).events == 16
@@ -107,14 +109,14 @@ def test_no_history_that_the_log_can_still_ask_for_changes(database: str, owner:
     for day in range(DAYS):
         topic = random.choice([topics.USER, topics.PAYMENT])
         write_days(one, range(day, day + 1), topic=topic, late=max(0, day - random.randrange(3)))
-        seal(engine) if random.random() < 0.6 else None
-    seal(engine)
+        compact(engine) if random.random() < 0.6 else None
+    compact(engine)
     trim_log(engine, 2, topics.USER, topics.PAYMENT)
     ((since,),) = query(database, "SELECT min(first_event_at) FROM log_segment")
     before = histories(engine, int(since.timestamp()))
     policy = SequencePolicy(keep=dict.fromkeys([topics.USER, topics.PAYMENT], timedelta(days=1)), events=KEPT)
     with engine.begin() as connection:
-        assert trimming.trim(connection, policy).events > 0
+        assert sequence_retention.trim(connection, policy).events > 0
     assert histories(engine, int(since.timestamp())) == before
 
 
@@ -129,7 +131,7 @@ def histories(engine: Engine, since_s: int) -> list[object]:
     ]
     with engine.begin() as connection:
         cursor = offsets.watermark(connection)
-        found = [list(history) for some in (False, True) for history in sequences.histories(
+        found = [list(history) for some in (False, True) for history in user_sequences.histories(
             connection, asks, cursor, items_only=some)]  # fmt: skip
     assert any(len(history) == KEPT for history in found)
     return list(found)
@@ -140,16 +142,16 @@ def test_a_late_record_that_comes_meanwhile_stops_it(
 ) -> None:
     one = owner()
     write_days(one, range(DAYS))
-    seal(engine)
+    compact(engine)
     trim_log(engine, 3)
-    lock: Callable[..., None] = sealing.lock
+    lock: Callable[..., None] = compaction.lock
 
     def comes_late(*given: object) -> None:
         write_days(one, range(DAYS, DAYS + 1), late=1)
         lock(*given)
 
-    monkeypatch.setattr(sealing, "lock", comes_late)
-    with pytest.raises(trimming.Overtaken):
+    monkeypatch.setattr(compaction, "lock", comes_late)
+    with pytest.raises(sequence_retention.Overtaken):
         trim(engine)
     assert query(database, "SELECT count(*) FROM trimmed_sequence") == [(0,)]
     assert left(database, "ann") == 3 * DAYS + 4
@@ -157,7 +159,7 @@ def test_a_late_record_that_comes_meanwhile_stops_it(
 
 def test_what_is_told_of_a_user_goes_with_the_user(database: str, owner: MakeOwner, engine: Engine) -> None:
     write_days(owner(), range(DAYS))
-    seal(engine)
+    compact(engine)
     trim_log(engine, 3)
     trim(engine)
     erasure.erase(engine, ["ann"])
@@ -174,7 +176,7 @@ def test_one_event_of_2100_makes_no_others_old(database: str, owner: MakeOwner, 
     far = event("far-0", "zoe", (far_ms - START_MS) / 1000)
     one.write({(topics.USER, 0): [message(topics.USER, first, far, at_ms=far_ms)]})
     write_days(one, range(DAYS, DAYS + 1))
-    seal(engine)
+    compact(engine)
     trim_log(engine, 3)
     assert trim(engine, 99) == Trimmed(), "nothing is 99 days old"
     assert trim(engine, 3).events == 16

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import Engine, event, text
 
+from storage.dictionary import Dictionary, Space
 from storage.engine import open_engine
-from storage.vocabulary import Space, Vocabulary
 from tests.integration.feeding import event as user_event
 from tests.integration.feeding import query
 from tests.integration.owning import MakeOwner
@@ -35,11 +35,11 @@ def decoded(database: str, ids: pa.Array) -> list[str | None]:
 
 def test_every_string_comes_back_as_it_was(database: str, engine: Engine) -> None:
     values = ["b", None, "a", "b", "", " a", "A", "ä", "a\u0308", "😀", "\ufeff", "x" * 256]
-    assert decoded(database, Vocabulary(engine).encode(Space.ITEM, strings(*values))) == values
+    assert decoded(database, Dictionary(engine).encode(Space.ITEM, strings(*values))) == values
 
 
 def test_a_string_has_one_id_a_space_whoever_asks(engine: Engine) -> None:
-    one, other = Vocabulary(engine), Vocabulary(engine)
+    one, other = Dictionary(engine), Dictionary(engine)
     first = one.encode(Space.USER, strings("ann", "bob"))
     assert other.encode(Space.USER, strings("bob", "ann")).to_pylist() == first.to_pylist()[::-1]
     assert other.encode(Space.PARTY, strings("ann")).to_pylist() != first.to_pylist()[:1]
@@ -53,12 +53,12 @@ def test_new_strings_are_there_for_others_while_the_batch_is_still_open(database
         batch.rollback()
     assert decoded(database, ids) == ["ann"]
     other = open_engine(database, application_name="test", pooled=True)
-    assert Vocabulary(other).encode(Space.USER, strings("ann")).equals(ids)
+    assert Dictionary(other).encode(Space.USER, strings("ann")).equals(ids)
     other.dispose()
 
 
 def test_no_id_is_remembered_whose_commit_failed(database: str, engine: Engine) -> None:
-    vocabulary = Vocabulary(engine)
+    vocabulary = Dictionary(engine)
 
     def fail(_: object) -> None:
         raise ConnectionError("gone")
@@ -79,7 +79,7 @@ def test_owners_with_the_same_new_strings_do_not_deadlock(database: str) -> None
         for n in range(rounds):
             values = [f"{n}-{m:05}" for m in range(size)]
             barrier.wait()
-            Vocabulary(mine).encode(Space.ITEM, strings(*(reversed(values) if backwards else values)))
+            Dictionary(mine).encode(Space.ITEM, strings(*(reversed(values) if backwards else values)))
         mine.dispose()
 
     with ThreadPoolExecutor(2) as pool:
@@ -88,7 +88,7 @@ def test_owners_with_the_same_new_strings_do_not_deadlock(database: str) -> None
 
 
 def test_a_full_cache_forgets_but_never_lies(database: str, engine: Engine) -> None:
-    vocabulary = Vocabulary(engine, cache_entries=3)
+    vocabulary = Dictionary(engine, cache_entries=3)
     for batch in (["a", "b"], ["b", "c", "d"], ["a", "e", "f", "g"], ["d", "a"]):
         assert decoded(database, vocabulary.encode(Space.NAME, strings(*batch))) == batch
     assert set(vocabulary.known(Space.NAME, ["a", "g", "never seen"])) == {"a", "g"}

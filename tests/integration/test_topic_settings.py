@@ -24,9 +24,9 @@ from driftline.cli import run
 from runtime import kafka, metrics
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit
-from storage.offsets import Claim, Stream
-from streams import topic_settings
-from streams.topic_settings import TopicWatch
+from storage.log.offsets import Claim, KafkaPartitionId
+from streams.ingest import topic_watch
+from streams.ingest.topic_watch import TopicWatch
 from tests.integration.feeding import event, eventually, ingest, ingest_once, query
 from tests.integration.test_ingest_positions import running
 
@@ -65,7 +65,7 @@ def put(config: KafkaConfig, count: int, *, at_ms: int | None = None) -> None:
 
 
 def claimed(next_offset: int, epoch: int = 2) -> dict[tuple[str, int], Claim]:
-    stream = Stream(topic=topics.USER, partition=1, topic_id="t", cluster_id="c")
+    stream = KafkaPartitionId(topic=topics.USER, partition=1, topic_id="t", cluster_id="c")
     claim = Claim(stream_id=1, stream=stream, epoch=epoch, next_offset=next_offset, suppression_version=0)
     return {(topics.USER, 1): claim}
 
@@ -92,7 +92,7 @@ def danger() -> float | None:
 def test_a_compacted_event_topic_is_noticed_and_ingest_reads_on_unready(
     database: str, kafka_topics: KafkaConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topic_settings, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(topic_watch, "LOOK_EVERY_S", 0.2)
     alter(kafka_topics, topics.PAYMENT, cleanup_policy="compact,delete")
     put(kafka_topics, 3)
     process = ingest(database, kafka_topics)

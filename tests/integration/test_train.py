@@ -1,4 +1,4 @@
-"""`train`: the journal runs ahead, a restart repeats it to the same bytes, and one process holds the seat."""
+"""`train`: the journal runs ahead, a restart repeats it to the same bytes, and one process holds the lease."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contexts.batch_builder import context_of
 from contracts import topics
-from learners.batch import Query
-from learners.cohort import CohortReport, Tally
-from learners.floors import MarkovFloor
-from runtime.context import context_of
+from learners.arms.group import ArmGroupReport, LossTotal
+from learners.baselines.markov import MarkovCounts
+from learners.contract.batch import Query
+from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Refused, Stop
-from runtime.telemetry import Health
-from storage.journal import Seat, Step
-from storage.sequences import SequenceEvent
-from streams.merge import LogRow
-from streams.progress import ProgressLedger, Undelivered
-from streams.train import Totals
+from runtime.lifecycle import Exit, OperatorActionRequired, Stop
+from storage.learning.journal import Step, WriterLease
+from storage.sequences.user_sequences import SequenceEvent
+from streams.train.merge import LogRow
+from streams.train.process import TrainTotals
+from streams.train.progress import ProgressLedger, Undelivered
 from tests.integration.feeding import REPOSITORY, Sender, eventually
 from tests.integration.learning import School, StopAtLook, schools
 
@@ -135,7 +135,7 @@ def test_a_bounded_run_waits_without_bound_for_what_the_topics_held_and_learns_i
     for _ in range(8):  # one by one: of a batch Tansu counts the first only
         sender.put(topics.USER, b"user-0", b"{}", partition=3)
     school.query("UPDATE stream_offset SET next_offset = 4 WHERE next_offset = 8")  # ingest is not there yet
-    found = list[Totals]()
+    found = list[TrainTotals]()
     impatient: dict[str, Any] = {"step_rows": 16, "merge_wait_s": 0.0, "step_linger_s": 0.0}
     running = threading.Thread(target=lambda: found.append(school.train(**impatient)))
     running.start()
@@ -220,13 +220,13 @@ def test_a_repeated_step_repeats_its_progress_under_the_same_id(school: School) 
 
 def test_progress_that_no_broker_takes_is_given_up_aloud() -> None:
     event = SequenceEvent(0, "e", topics.USER, 0, 0, 1, 1, "click", None, None, None, None, 0)
-    seat = Seat(learner="markov", branch=1, epoch=1, next_step=1, config={})
+    lease = WriterLease(learner="markov", branch=1, epoch=1, next_step=1, config={})
     step = Step(number=0, rows=((1, 0, 1),), front=None, idle=(), late=0, snapshot=False, actions=())
-    losses = {"learner": {"type": Tally(sum=1.0, count=1)}}
-    nothing = MarkovFloor().predict(context_of([]), Query(stack=NONE, visible=NONE, now=NONE))
-    report = CohortReport(losses=losses, trained={}, actions=(), prediction=nothing)
+    losses = {"learner": {"type": LossTotal(sum=1.0, count=1)}}
+    nothing = MarkovCounts().predict(context_of([]), Query(stack=NONE, visible=NONE, now=NONE))
+    report = ArmGroupReport(losses=losses, trained={}, actions=(), prediction=nothing)
     ledger = ProgressLedger(KafkaConfig("127.0.0.1:1", options={"message.timeout.ms": "200"}))
-    ledger.tell(seat, step, [LogRow(0, topics.USER, 0, 0, 1, "ann", event)], report)
+    ledger.tell(lease, step, [LogRow(0, topics.USER, 0, 0, 1, "ann", event)], report)
     with pytest.raises(Undelivered, match=r"learning\.progress"):
         ledger.flush(Stop())
 
@@ -297,7 +297,7 @@ def _content(file: Path) -> bytes:
 def test_another_configuration_is_refused(school: School) -> None:
     school.write(8)
     school.train()
-    with pytest.raises(Refused, match="the settings now say") as refused:
+    with pytest.raises(OperatorActionRequired, match="the settings now say") as refused:
         school.train(seed=1)
     assert refused.value.code is Exit.REFUSED
     assert school.train().steps == 0
@@ -307,7 +307,7 @@ def test_a_learner_of_another_version_is_refused(school: School) -> None:
     school.write(8)
     school.train()
     school.query("UPDATE learner SET version = '0'")
-    with pytest.raises(Refused, match="made by version 0; this is 1"):
+    with pytest.raises(OperatorActionRequired, match="made by version 0; this is 1"):
         school.train()
 
 
@@ -330,7 +330,7 @@ def test_another_reaction_than_the_journalled_one_is_refused(school: School) -> 
     school.write(24)
     school.train_and_die()
     school.query("""UPDATE journal SET actions = '["grew"]' WHERE step = 2""")
-    with pytest.raises(Refused, match=r"repeating step 1 .* the journal says \['grew'\]") as refused:
+    with pytest.raises(OperatorActionRequired, match=r"repeating step 1 .* the journal says \['grew'\]") as refused:
         school.train()
     assert refused.value.code is Exit.REFUSED
     assert school.live() == []
@@ -340,7 +340,7 @@ def test_a_gap_in_the_journal_is_refused(school: School) -> None:
     school.write(24)
     school.train_and_die()
     school.query("DELETE FROM journal WHERE step = 1")
-    with pytest.raises(Refused, match="the journal holds"):
+    with pytest.raises(OperatorActionRequired, match="the journal holds"):
         school.train()
 
 
@@ -349,6 +349,6 @@ def test_a_log_that_lost_a_segment_is_refused(school: School) -> None:
     school.write(8)
     school.train_and_die()
     school.query("DELETE FROM log_segment WHERE first_offset = 8")
-    with pytest.raises(Refused, match="stream") as refused:
+    with pytest.raises(OperatorActionRequired, match="stream") as refused:
         school.train()
     assert refused.value.code is Exit.REFUSED

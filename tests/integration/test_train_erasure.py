@@ -11,14 +11,14 @@ import pytest
 
 from contracts import topics
 from driftline.cli import run
+from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Refused, Stop
+from runtime.lifecycle import Exit, OperatorActionRequired, Stop
 from runtime.settings import MaintainSettings
-from runtime.telemetry import Health
-from storage import erasure
-from storage.vocabulary import Vocabulary
-from streams.maintain import Maintain
-from streams.rebuild import replay_journal
+from storage.dictionary import Dictionary
+from storage.privacy import erasure
+from streams.maintain.process import Maintain
+from streams.train.journal_replay import replay_journal
 from tests.integration.feeding import eventually
 from tests.integration.learning import Given, School, Scribe, schools
 
@@ -36,7 +36,7 @@ def meet(school: School, rows: int) -> None:
     """So many more relations: each of five users with each other, in turn."""
     place = (topics.RELATIONAL, 0)
     with school.engine.begin() as connection:
-        scribe = Scribe(connection, Vocabulary(school.engine), school.streams)
+        scribe = Scribe(connection, Dictionary(school.engine), school.streams)
         first = scribe.next[place]
         given = [
             Given(n, n * HOUR, n * HOUR, f"user-{n % 5}", "met", f"user-{_other(n)}")
@@ -57,7 +57,7 @@ def _other(n: int) -> int:
 def shop(school: School, rows: int) -> None:
     """So many more purchases by five users."""
     with school.engine.begin() as connection:
-        scribe = Scribe(connection, Vocabulary(school.engine), school.streams)
+        scribe = Scribe(connection, Dictionary(school.engine), school.streams)
         first = scribe.next[topics.USER, 0]
         given = [
             Given(n, n * HOUR, n // 3 * HOUR, f"user-{n % 5}", "bought", item=f"item-{n * n % 7}")
@@ -105,7 +105,7 @@ def test_what_was_read_ahead_of_an_erased_user_is_not_learnt(school: School, mon
         if name == "train.after_journal" and len(steps) == 2:
             erase(school)
 
-    monkeypatch.setattr("streams.train.failpoint", then)
+    monkeypatch.setattr("streams.train.process.failpoint", then)
     assert school.train().rows == 16 + left(16, 40)
     monkeypatch.undo()
     again = school.undisturbed()
@@ -125,7 +125,7 @@ def test_repeated_steps_go_on_without_the_rows_that_are_gone(school: School) -> 
     assert school.train().rows == left(40, 60)
     flags = school.query("SELECT irreproducible FROM snapshot WHERE status = 'live' ORDER BY step")
     assert [row.irreproducible for row in flags] == [True, False, False]
-    with pytest.raises(Refused, match="an erasure removed events") as refused:
+    with pytest.raises(OperatorActionRequired, match="an erasure removed events") as refused:
         equal(school, school.live()[0])
     assert refused.value.code is Exit.REFUSED
     assert all(equal(school, snapshot) for snapshot in school.live()[1:])
@@ -209,7 +209,7 @@ def pay(school: School) -> None:
     """Payments between users, learnt by the learner that counts by name."""
     place = (topics.PAYMENT, 0)
     with school.engine.begin() as connection:
-        scribe = Scribe(connection, Vocabulary(school.engine), school.streams)
+        scribe = Scribe(connection, Dictionary(school.engine), school.streams)
         scribe.write(
             place, [Given(n, n * HOUR, n * HOUR, f"user-{n % 5}", "paid", other=f"user-{n % 4}") for n in range(40)]
         )

@@ -14,14 +14,16 @@ import pytest
 from contracts import topics
 from contracts.codec import encode
 from contracts.records import Label
-from driftline.audit_labels import audit_learners
+from driftline.audit.label_check import audit_learners
 from driftline.cli import run
 from runtime import kafka
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit, Stop
-from storage import erasure, log, predictions
-from storage.vocabulary import Vocabulary
-from streams.train import Train
+from storage.dictionary import Dictionary
+from storage.learning import predictions
+from storage.log import event_log
+from storage.privacy import erasure
+from streams.train.process import Train
 from tests.integration.feeding import eventually
 from tests.integration.learning import Given, Place, School, Scribe, Told, schools
 
@@ -53,7 +55,7 @@ def school(
 def write(school: School, rows: dict[Place, list[Given | Told]]) -> None:
     """More rows of the log, numbered on."""
     with school.engine.begin() as connection:
-        scribe = Scribe(connection, Vocabulary(school.engine), school.streams)
+        scribe = Scribe(connection, Dictionary(school.engine), school.streams)
         for place, some in rows.items():
             first = scribe.next[place]
             if some:
@@ -134,12 +136,12 @@ def test_what_a_correction_needs_stays_in_the_log_for_so_many_days_of_the_task_c
     school.train(learner="risk", horizon_days=HORIZON, correction_days=20.0)
     clock = JUNE + 95 * 12 * HOUR
     [(needed,)] = school.query("SELECT task_clock FROM journal ORDER BY step DESC LIMIT 1")
-    assert needed == log.time_of(clock)
+    assert needed == event_log.time_of(clock)
     school.query("UPDATE prediction SET closed_step = 0, silent = true")  # nothing is open, nothing repeated
     school.query("UPDATE snapshot SET irreproducible = true")
     school.query("UPDATE journal SET task_clock = NULL WHERE step = (SELECT max(step) FROM journal)")
     with school.engine.begin() as connection:
-        assert predictions.needed_from(connection) == log.time_of(clock - 20 * DAY)
+        assert predictions.needed_from(connection) == event_log.time_of(clock - 20 * DAY)
 
 
 def test_an_erased_user_s_labels_are_counted_no_more(school: School) -> None:
@@ -256,7 +258,7 @@ def send(config: KafkaConfig, labels: list[Told]) -> None:
     for n, one in enumerate(labels):
         record = Label(
             event_id=f"l-{n}", user_id=one.user, task=one.task, subject_event_id=one.subject, source="bank",
-            ref_time=log.time_of(one.ref_time), known_at=log.time_of(one.known_at), value=one.value,
+            ref_time=event_log.time_of(one.ref_time), known_at=event_log.time_of(one.known_at), value=one.value,
         )  # fmt: skip
         producer.produce(config.physical(topics.LABELS), key=one.user, value=encode(record), partition=KNOWN[1])
     assert producer.flush(20) == 0

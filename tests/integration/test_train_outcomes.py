@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from contracts import topics
-from learners.baselines.measures import area_under_roc, log_loss
-from learners.baselines.synthetic import payments
+from learners.contract.made_up.payments import payments
+from learners.tasks.outcome_measures import area_under_roc, log_loss
 from runtime.kafka import KafkaConfig
-from storage import erasure, labels
-from storage.vocabulary import Vocabulary
-from streams.rebuild import replay_journal
+from storage.dictionary import Dictionary
+from storage.learning import label_resolutions
+from storage.privacy import erasure
+from streams.train.journal_replay import replay_journal
 from tests.integration.feeding import REPOSITORY
 from tests.integration.learning import Given, Place, School, Scribe, Told, schools
 
@@ -53,7 +54,7 @@ def pay(
         sent = [*labels[half:], *labels[:half]]
         labels = [one._replace(offset=n, record_at=made[-1].at + n) for n, one in enumerate(sent)]
     with school.engine.begin() as connection:
-        scribe = Scribe(connection, Vocabulary(school.engine), school.streams)
+        scribe = Scribe(connection, Dictionary(school.engine), school.streams)
         given = [
             Given(n, one.at, one.at, one.user, "buy", one.merchant, amount=one.amount) for n, one in enumerate(made)
         ]
@@ -81,7 +82,7 @@ def resolutions(school: School) -> list[Any]:
 def assume_complete(school: School) -> None:
     """A person says that there may be no labels."""
     with school.engine.begin() as connection:
-        labels.assume_complete(connection, "fraud")
+        label_resolutions.assume_complete(connection, "fraud")
 
 
 def killed(school: School, failpoint: str, **given: Any) -> None:

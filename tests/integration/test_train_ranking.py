@@ -14,25 +14,27 @@ import pytest
 import torch
 
 from contracts import topics
+from learners.arms.group import LEARNER
 from learners.blocks.signature_table import SignatureTable
-from learners.coding import below
-from learners.cohort import LEARNER
-from learners.models.sdim import SDIMConfig
-from learners.ranking.candidates import Ranking
-from learners.ranking.online import SDIM
-from learners.ranking.published import Published, SignatureRow, serving
-from learners.ranking.synthetic import purchases
-from learners.synthetic import SECOND, START
+from learners.contract.made_up.shop import purchases
+from learners.contract.made_up.streams import SECOND, START
+from learners.contract.state_codec import below
+from learners.models.sdim.embedding_version import EmbeddingVersion, SignatureRow, serving
+from learners.models.sdim.learner import SDIM
+from learners.models.sdim.network import SDIMConfig
+from learners.tasks.ranking import Ranking
 from runtime.kafka import KafkaConfig
-from storage import journal, offsets, sequences, signatures, snapshots
-from storage.offsets import Cursor, Fenced
-from storage.sequences import HistoryAsk, SequenceEvent
-from storage.signatures import StoredSignature, Version
-from storage.vocabulary import Vocabulary
-from streams.histories import Histories
-from streams.merge import LogRow
-from streams.rebuild import replay_journal
-from streams.signatures import SignatureWriter
+from storage.dictionary import Dictionary
+from storage.learning import journal, signature_rows, snapshot_files
+from storage.learning.signature_rows import StoredSignature, TableVersion
+from storage.log import offsets
+from storage.log.offsets import Cursor, Fenced
+from storage.sequences import user_sequences
+from storage.sequences.user_sequences import HistoryAsk, SequenceEvent
+from streams.train.journal_replay import replay_journal
+from streams.train.merge import LogRow
+from streams.train.signature_writer import SignatureWriter
+from streams.train.step_batches import StepBatches
 from tests.integration.feeding import REPOSITORY
 from tests.integration.learning import Given, School, Scribe, schools
 
@@ -61,7 +63,7 @@ def shop(school: School, rows: int) -> None:
 
 def write(school: School, rows: Sequence[Given]) -> None:
     with school.engine.begin() as connection:
-        Scribe(connection, Vocabulary(school.engine), school.streams).write((topics.USER, 0), rows)
+        Scribe(connection, Dictionary(school.engine), school.streams).write((topics.USER, 0), rows)
 
 
 def learn(school: School) -> str:
@@ -141,26 +143,26 @@ def test_visits_without_items_push_no_purchase_out_of_a_history(school: School) 
 # Tables for scoring
 
 
-def published_of(school: School, snapshot: str) -> Published:
+def published_of(school: School, snapshot: str) -> EmbeddingVersion:
     """What a reader of a snapshot serves from."""
     [row] = school.query("SELECT sha256 FROM snapshot WHERE id = :id", id=snapshot)
-    tensors, _ = snapshots.read(school.folder, snapshot, sha256=row.sha256)
+    tensors, _ = snapshot_files.read(school.folder, snapshot, sha256=row.sha256)
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
     return serving(below(f"{LEARNER}/", state), CONFIG)
 
 
 def read(school: School, snapshot: str) -> dict[str, StoredSignature]:
     served = published_of(school, snapshot)
-    version = Version(learner="sdim", embedding=served.embedding, hash_id=served.hash_id)
+    version = TableVersion(learner="sdim", embedding=served.embedding, hash_id=served.hash_id)
     with school.engine.begin() as connection:
-        return signatures.read(connection, version, [*USERS, "ann"])
+        return signature_rows.read(connection, version, [*USERS, "ann"])
 
 
 def sequence(school: School, user: str) -> list[SequenceEvent]:
     """All behaviours up to the watermark."""
     with school.engine.begin() as connection:
         ask = HistoryAsk(user=user, before=FOREVER, last_n=CONFIG.last_n)
-        [found] = sequences.histories(connection, [ask], offsets.watermark(connection), items_only=True)
+        [found] = user_sequences.histories(connection, [ask], offsets.watermark(connection), items_only=True)
     return found
 
 
@@ -168,7 +170,7 @@ def below_cursor(events: Sequence[SequenceEvent], cursor: Cursor) -> list[Sequen
     return [event for event in events if event.offset < cursor.get(event.stream_id, 0)]
 
 
-def topped_up(served: Published, row: StoredSignature, events: Sequence[SequenceEvent]) -> SignatureTable:
+def cache_updated(served: EmbeddingVersion, row: StoredSignature, events: Sequence[SequenceEvent]) -> SignatureTable:
     """As a reader does it: the row, and what came at or behind its cursor."""
     stored = SignatureRow(
         user=row.user,
@@ -183,10 +185,10 @@ def topped_up(served: Published, row: StoredSignature, events: Sequence[Sequence
     return served.moved_on(stored, later, now=FOREVER)
 
 
-def check(served: Published, row: StoredSignature, events: Sequence[SequenceEvent]) -> None:
+def check(served: EmbeddingVersion, row: StoredSignature, events: Sequence[SequenceEvent]) -> None:
     """The row holds what lies below its cursor; with what came later it is the table of the whole sequence."""
     assert row.events == len(below_cursor(events, row.cursor))
-    found, expected = topped_up(served, row, events), served.table([str(event.item) for event in events])
+    found, expected = cache_updated(served, row, events), served.table([str(event.item) for event in events])
     assert found.counts.tolist() == expected.counts.tolist()
     np.testing.assert_allclose(found.sums, expected.sums, atol=1e-5)
 
@@ -204,7 +206,7 @@ def test_when_train_ends_every_users_table_of_the_live_version_is_in_the_cache(s
         check(served, row, events)
 
 
-def test_a_row_older_than_its_user_says_so_and_is_topped_up_to_the_whole(school: School) -> None:
+def test_a_row_older_than_its_user_says_so_and_is_cache_updated_to_the_whole(school: School) -> None:
     shop(school, 120)
     learn(school)
     [snapshot] = school.live()
@@ -267,17 +269,17 @@ def test_who_lost_the_seat_writes_no_row(school: School) -> None:
     learner = SDIM(CONFIG)
     with school.engine.connect() as connection:
         with connection.begin():
-            seat, _ = journal.take_seat(connection, learner="sdim", version=learner.version, config={})
-        writer = SignatureWriter(seat, learner)
-        batch = [SequenceEvent(0, "e", topics.USER, 0, 0, 1, sequences.USER, "purchase", "i", None, None, None, 0)]
+            lease, _ = journal.acquire_lease(connection, learner="sdim", version=learner.version, config={})
+        writer = SignatureWriter(lease, learner)
+        batch = [SequenceEvent(0, "e", topics.USER, 0, 0, 1, user_sequences.USER, "purchase", "i", None, None, None, 0)]
         rows = [LogRow(0, topics.USER, 0, 0, 1, "user 0", batch[0])]
-        histories = Histories(last_n=CONFIG.last_n, items_only=True, resolution_us=SECOND)
+        histories = StepBatches(last_n=CONFIG.last_n, items_only=True, resolution_us=SECOND)
         with connection.begin():
             learner.learn(Ranking().ask(histories.batch(connection, rows, {})))
         writer.serves()
         writer.learnt({1: 1})
         with connection.begin():
-            journal.take_seat(connection, learner="sdim", version=learner.version, config={})
+            journal.acquire_lease(connection, learner="sdim", version=learner.version, config={})
         with pytest.raises(Fenced, match="another `train` took over"):
             writer.write(connection, {1: 1})
     assert school.query("SELECT count(*) FROM signature_table")[0][0] == 0

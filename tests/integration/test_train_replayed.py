@@ -10,9 +10,10 @@ from sqlalchemy import text
 
 from contracts import topics
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Refused
-from storage import log, snapshots
-from streams.rebuild import Rebuilt, replay_journal
+from runtime.lifecycle import Exit, OperatorActionRequired
+from storage.learning import snapshot_files
+from storage.log import event_log
+from streams.train.journal_replay import Rebuilt, replay_journal
 from tests.integration.learning import School, schools
 
 
@@ -55,13 +56,13 @@ def test_a_log_row_that_was_tampered_with_gives_other_bytes(school: School) -> N
     with school.engine.begin() as connection:
         found = connection.execute(text("SELECT stream_id, first_offset, rows FROM log_segment")).all()
         for row in found:
-            table = log.decode_rows(row.rows)
+            table = event_log.decode_rows(row.rows)
             types = table["type"].to_pylist()
             types[-1] = "tampered"
             changed = table.set_column(table.schema.get_field_index("type"), "type", [types])
             connection.execute(
                 text("UPDATE log_segment SET rows = :rows WHERE stream_id = :stream_id AND first_offset = :first"),
-                {"rows": log.encode_rows(changed), "stream_id": row.stream_id, "first": row.first_offset},
+                {"rows": event_log.encode_rows(changed), "stream_id": row.stream_id, "first": row.first_offset},
             )
     first, *_, last = school.live()
     assert replay(school, first).equal, "it was learnt before those rows"
@@ -86,7 +87,7 @@ def _of_another_device_class(school: School) -> None:
 
 def _without_its_parents_file(school: School) -> None:
     for snapshot in school.live()[:-1]:
-        snapshots.remove(school.folder, snapshot)
+        snapshot_files.remove(school.folder, snapshot)
 
 
 def _without_its_parent(school: School) -> None:
@@ -124,11 +125,11 @@ def test_what_cannot_be_rebuilt_is_refused_with_exit_code_3(
 ) -> None:
     newest = school.live()[-1]
     spoil(school)
-    with pytest.raises(Refused, match=said) as refused:
+    with pytest.raises(OperatorActionRequired, match=said) as refused:
         replay(school, newest)
     assert refused.value.code is Exit.REFUSED
 
 
 def test_another_number_of_threads_is_another_device_class(school: School) -> None:
-    with pytest.raises(Refused, match=r"threads-1; this is .*threads-2"):
+    with pytest.raises(OperatorActionRequired, match=r"threads-1; this is .*threads-2"):
         replay(school, school.live()[-1], threads=2)

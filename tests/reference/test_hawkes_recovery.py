@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from learners.batch import Floats, TargetKind
-from learners.models.prompttpp import PromptTPPConfig
-from learners.online import PromptTPP
-from learners.synthetic import SECOND, START, History, batch_of, hawkes, words
+from learners.contract.batch import Floats, TargetKind
+from learners.contract.made_up.streams import SECOND, START, MadeUpHistory, batch_of, hawkes, words
+from learners.models.prompttpp.learner import PromptTPP
+from learners.models.prompttpp.network import PromptTPPConfig
 
 MU, JUMP, DECAY, HORIZON = 0.2, 0.8, 1.0, 100.0
 WINDOW = 64
@@ -28,9 +28,9 @@ def sequences(seed: int, count: int) -> list[Floats]:
     return [np.asarray(times) for times in drawn if len(times) >= 8]
 
 
-def history(times: Floats) -> History:
+def history(times: Floats) -> MadeUpHistory:
     at = START + np.round(times * SECOND).astype(np.int64)
-    return History(at=at, type=words(["event"] * len(at)))
+    return MadeUpHistory(at=at, type=words(["event"] * len(at)))
 
 
 def true_losses(times: Floats) -> list[float]:

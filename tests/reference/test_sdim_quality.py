@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from learners.batch import Floats
 from learners.blocks.optimizers import adam
 from learners.blocks.signature_table import build, read
 from learners.blocks.simhash import hash_matrix, signatures
-from learners.randomness import uniform_tensor
+from learners.contract.batch import Floats
+from learners.contract.randomness import uniform_tensor
 
 USERS, LENGTH, WIDTH, CANDIDATES, INTERESTS = 1600, 200, 32, 20, 50
 TRAIN = 1200

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from learners.batch import Candidates, Query
 from learners.blocks.signature_table import read
-from learners.coding import prefixed
-from learners.models.sdim import SDIMConfig, initial_weights
-from learners.ranking.online import SDIM
-from learners.ranking.published import Published, SignatureRow, next_version
-from learners.ranking.synthetic import Purchase, context_of
-from learners.synthetic import words
+from learners.contract.batch import Candidates, Query
+from learners.contract.made_up.shop import Purchase, context_of
+from learners.contract.made_up.streams import words
+from learners.contract.state_codec import prefixed
+from learners.models.sdim.embedding_version import EmbeddingVersion, SignatureRow, next_version
+from learners.models.sdim.learner import SDIM
+from learners.models.sdim.network import SDIMConfig, initial_weights
 
 ITEMS = 2_000
 NAMES = [f"item {n}" for n in range(ITEMS)]
@@ -31,13 +31,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def published(last_n: int, width: int) -> Published:
+def published(last_n: int, width: int) -> EmbeddingVersion:
     config = SDIMConfig(last_n=last_n, width=width, table_users=0)
     vectors = torch.randn(ITEMS + 1, width, generator=torch.Generator().manual_seed(0))
     return next_version(SDIM(config).published, NAMES, vectors, torch.zeros(ITEMS + 1), initial_weights(config))
 
 
-def row_of(served: Published, events: list[Purchase]) -> SignatureRow:
+def row_of(served: EmbeddingVersion, events: list[Purchase]) -> SignatureRow:
     return SignatureRow(
         user="user",
         embedding=served.embedding,
@@ -64,7 +64,7 @@ def fastest(*calls: Callable[[], object], rounds: int = 40) -> list[float]:
     return best
 
 
-def request(served: Published, events: list[Purchase]) -> Callable[[], object]:
+def request(served: EmbeddingVersion, events: list[Purchase]) -> Callable[[], object]:
     """Three behaviours came after the row; the newest 16 are at hand."""
     row, newest = row_of(served, events), len(events)
     later = [(newest + n, NAMES[n]) for n in range(3)]

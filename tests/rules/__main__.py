@@ -19,14 +19,25 @@ from itertools import groupby
 from pathlib import Path
 from xml.etree import ElementTree
 
-from driftline import local
+from driftline.local import embedded
 from tests.conftest import SHARED
 from tests.rules.rule import Rule
 from tests.rules.rules import RULES
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 420
-COPIED = ("contracts", "storage", "learners", "runtime", "streams", "scoring", "driftline", "tests", "pyproject.toml")
+COPIED = (
+    "contracts",
+    "storage",
+    "learners",
+    "runtime",
+    "contexts",
+    "streams",
+    "scoring",
+    "driftline",
+    "tests",
+    "pyproject.toml",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +99,7 @@ def start_servers(servers: ExitStack, folder: Path, *, kafka: bool) -> dict[str,
     environment["PYTHONPATH"] = str(folder / "driftline")  # before the editable installation's finder
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     options = ["max_connections=100", "shared_buffers=128MB"]
-    environment["DRIFTLINE_TEST_POSTGRES"] = servers.enter_context(local.postgres(options=options))
+    environment["DRIFTLINE_TEST_POSTGRES"] = servers.enter_context(embedded.postgres(options=options))
     if kafka:
         script, data = SHARED / "kafka" / "kafka", folder / "kafka"
         servers.callback(lambda: subprocess.run([script, "kill", data], check=True))

@@ -34,14 +34,14 @@ INGEST_RULES: tuple[Rule, ...] = (
         tests=(
             f"{_I}test_ingest_far.py::test_far_records_are_the_same_however_they_come_in_and_whoever_takes_them_over",
         ),
-        file="streams/commit.py",
-        off=(('last = log.last_times(self._connection, claim.stream_id, "record_at")', "last = list[int]()"),),
+        file="streams/ingest/batch_writer.py",
+        off=(('last = event_log.last_times(self._connection, claim.stream_id, "record_at")', "last = list[int]()"),),
     ),
     Rule(
         number=1,
         says="a batch commits only under the newest epoch",
         tests=(f"{_FENCING}test_an_owner_of_an_older_epoch_commits_nothing",),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=(
             (
                 "WHERE stream_id = :id AND epoch = :epoch AND next_offset = :first",
@@ -53,7 +53,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=1,
         says="a batch commits only from the stored offset on",
         tests=(f"{_FENCING}test_a_batch_starts_where_the_last_one_ended",),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=(
             (
                 "AND epoch = :epoch AND next_offset = :first AND",
@@ -65,7 +65,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=1,
         says="all partitions of a batch move, or none",
         tests=(f"{_FENCING}test_all_partitions_of_a_batch_move_or_none",),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=(
             (
                 '            raise Fenced(\n                f"{move.claim.stream}: offset',
@@ -81,14 +81,14 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_FENCING}test_a_claim_waits_for_no_former_owner",
             f"{_PROCESSES}test_a_process_frozen_before_its_commit_is_replaced_and_wakes_up_harmless",
         ),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=(("a.pid <> pg_backend_pid()", "a.pid IS NULL"),),
     ),
     Rule(
         number=1,
         says="an owner that gives a stream away in an orderly rebalance says so",
         tests=(f"{_JOINS}test_a_process_that_joins_ends_nobodys_session",),
-        file="streams/membership.py",
+        file="streams/ingest/consumer_session.py",
         off=(("        self._settle_for_good()\n        self._release()\n", "        self._settle_for_good()\n"),),
         kafka=True,
     ),
@@ -96,14 +96,14 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=1,
         says="only the session of an owner that still holds the stream is ended",
         tests=(f"{_FENCING}test_an_owner_that_gave_a_stream_away_is_not_ended_and_goes_on_with_its_others",),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=(("SET owner_pid = NULL, owner_started = NULL WHERE", "SET owner_pid = owner_pid WHERE"),),
     ),
     Rule(
         number=1,
         says="a release that comes late clears nobody else's claim",
         tests=(f"{_FENCING}test_a_release_that_comes_late_clears_nobody_elses_claim",),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=(
             (
                 "owner_started = NULL WHERE stream_id = :id AND epoch = :epoch",
@@ -118,7 +118,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             "tests/integration/test_storage_slots.py::"
             "test_each_session_takes_the_lowest_free_slot_and_frees_it_with_its_end",
         ),
-        file="storage/slots.py",
+        file="storage/log/group_slots.py",
         off=(
             (
                 "SELECT pg_try_advisory_lock(:space, hashtext(:name))",
@@ -130,28 +130,28 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=1,
         says="the backend ended is the one that claimed: its start is compared too",
         tests=(f"{_FENCING}test_only_the_backend_that_claimed_is_ended_not_one_that_got_its_number",),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=((" AND a.backend_start = s.owner_started", ""),),
     ),
     Rule(
         number=1,
         says="keys contain the epoch, so a frozen owner's rows are in nobody's way",
         tests=(f"{_FENCING}test_rows_of_a_frozen_owner_do_not_stand_in_the_way",),
-        file="storage/log.py",
+        file="storage/log/event_log.py",
         off=(('"epoch": segment.claim.epoch,', '"epoch": 0,'),),
     ),
     Rule(
         number=1,
         says="an owner outside the group is refused with exit code 3",
         tests=(f"{_PROCESSES}test_of_two_owners_outside_one_group_the_former_stops_and_says_what_to_do",),
-        file="streams/membership.py",
+        file="streams/ingest/consumer_session.py",
         off=(("        if taken:\n            metrics", "        if False:\n            metrics"),),
     ),
     Rule(
         number=1,
         says="after an unknown outcome memory is dropped and the group joined again",
         tests=(f"{_PROCESSES}test_a_connection_that_breaks_at_commit_leaves_the_outcome_to_postgres",),
-        file="streams/ingest.py",
+        file="streams/ingest/process.py",
         off=(
             (
                 "            raise Rejoin(str(error)) from error\n        except Disorder",
@@ -164,7 +164,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=1,
         says="the backend ended is still its owner's: a pooler gives one of a client that is gone to the next",
         tests=(f"{_I}test_pooler.py::test_the_client_that_got_a_dead_owners_backend_is_not_ended",),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=(("WHERE l.pid = a.pid AND l.locktype", "WHERE true OR l.locktype"),),
     ),
     Rule(
@@ -174,28 +174,28 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_I}test_sessions.py::test_a_setting_of_the_database_changes_nothing",
             f"{_I}test_pooler.py::test_in_session_mode_the_promise_stands",
         ),
-        file="storage/sessions.py",
+        file="storage/postgres/sessions.py",
         off=(("THEN 'remote_apply' ELSE 'on' END, false)", "THEN 'remote_apply' ELSE 'on' END, true)"),),
     ),
     Rule(
         number=1,
         says="what is set is read back, and refused by name where it is not so",
         tests=(f"{_SESSIONS}test_a_setting_that_is_not_as_it_was_set_is_refused_by_name",),
-        file="storage/sessions.py",
+        file="storage/postgres/sessions.py",
         off=(("        if found[name] != value:", "        if False:"),),
     ),
     Rule(
         number=1,
         says="a commit that could be lost is refused",
         tests=(f"{_SESSIONS}test_a_commit_that_may_be_lost_is_refused",),
-        file="storage/sessions.py",
+        file="storage/postgres/sessions.py",
         off=(("    if found[_COMMIT] not in _DURABLE:", "    if False:"),),
     ),
     Rule(
         number=1,
         says="a pooler that shares its servers is refused at the start",
         tests=(f"{_I}test_pooler.py::test_a_pooler_that_shares_its_servers_is_refused_at_start",),
-        file="storage/sessions.py",
+        file="storage/postgres/sessions.py",
         off=(("    if taken == raw.backend or backend != raw.backend or token != raw.token:", "    if False:"),),
     ),
     Rule(
@@ -204,7 +204,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         tests=(
             f"{_I}test_pooler.py::test_a_transaction_that_meets_another_server_process_is_refused_before_it_writes",
         ),
-        file="storage/sessions.py",
+        file="storage/postgres/sessions.py",
         off=(("    if token == raw.token and commit in _DURABLE:", "    if commit in _DURABLE:"),),
     ),
     Rule(
@@ -218,14 +218,14 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=2,
         says="positions come from the claim, not from Kafka",
         tests=(f"{_POSITIONS}test_what_the_group_committed_in_kafka_does_not_matter",),
-        file="streams/membership.py",
+        file="streams/ingest/consumer_session.py",
         off=(("TopicPartition(*place, claim.next_offset) for place", "TopicPartition(*place) for place"),),
     ),
     Rule(
         number=2,
         says="on_assign lets nothing escape and keeps the error for the loop",
         tests=(f"{_POSITIONS}test_without_postgres_nothing_is_assigned_and_it_comes_back_by_itself",),
-        file="streams/membership.py",
+        file="streams/ingest/consumer_session.py",
         off=(
             (
                 "            self._failure = error\n            self._claims.clear()\n            consumer.assign([])",
@@ -240,7 +240,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_CHECKS}test_another_topic_is_refused_with_the_reason_and_the_way_on",
             f"{_POSITIONS}test_another_cluster_is_refused",
         ),
-        file="streams/positions.py",
+        file="streams/ingest/start_positions.py",
         off=(("if stream.cluster_id != topic.cluster_id:", "if False:"),),
     ),
     Rule(
@@ -250,7 +250,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_CHECKS}test_another_topic_is_refused_with_the_reason_and_the_way_on",
             f"{_POSITIONS}test_a_recreated_topic_is_refused_at_the_start",
         ),
-        file="streams/positions.py",
+        file="streams/ingest/start_positions.py",
         off=(("if stream.topic_id != topic.topic_id:", "if False:"),),
     ),
     Rule(
@@ -260,7 +260,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_CHECKS}test_another_topic_is_refused_with_the_reason_and_the_way_on",
             f"{_POSITIONS}test_another_partition_count_is_refused",
         ),
-        file="streams/positions.py",
+        file="streams/ingest/start_positions.py",
         off=(("if len(current) != topic.partitions:", "if False:"),),
     ),
     Rule(
@@ -270,14 +270,14 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_CHECKS}test_a_topic_that_lost_its_beginning_is_refused",
             f"{_POSITIONS}test_offsets_before_the_low_watermark_are_refused",
         ),
-        file="streams/positions.py",
+        file="streams/ingest/start_positions.py",
         off=(("if held.next_offset < low:", "if False:"),),
     ),
     Rule(
         number=3,
         says="records deleted before they were read are refused",
         tests=(f"{_KAFKA}test_records_deleted_before_they_were_read_are_refused",),
-        file="streams/positions.py",
+        file="streams/ingest/start_positions.py",
         off=(("if held.next_offset < low:", "if False:"),),
         kafka=True,
     ),
@@ -285,7 +285,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=3,
         says="an offset beyond the end is refused",
         tests=(f"{_KAFKA}test_a_topic_that_lost_its_end_is_refused",),
-        file="streams/positions.py",
+        file="streams/ingest/start_positions.py",
         off=(("if trust_high and held.next_offset > high:", "if False:"),),
         kafka=True,
     ),
@@ -293,14 +293,14 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=3,
         says="but Tansu's end, which may be too low, is not believed",
         tests=(f"{_CHECKS}test_a_topic_that_lost_its_end_is_refused_where_ends_can_be_trusted",),
-        file="streams/positions.py",
+        file="streams/ingest/start_positions.py",
         off=(("if trust_high and held", "if held"),),
     ),
     Rule(
         number=3,
         says="topics are watched under way: growth is refused",
         tests=(f"{_KAFKA}test_a_growing_topic_is_refused_under_way",),
-        file="streams/membership.py",
+        file="streams/ingest/consumer_session.py",
         off=(("                self._check_topics()\n", ""),),
         kafka=True,
     ),
@@ -311,7 +311,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_I}test_ingest_recreated.py::"
             "test_a_batch_whose_topic_was_created_again_after_its_last_fetch_is_not_committed",
         ),
-        file="streams/membership.py",
+        file="streams/ingest/consumer_session.py",
         off=(("        if found != claimed:\n", "        if False:\n"),),
         kafka=True,
     ),
@@ -348,7 +348,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=3,
         says="compaction of an event topic is noticed",
         tests=(f"{_I}test_topic_settings.py::test_a_compacted_event_topic_is_noticed_and_ingest_reads_on_unready",),
-        file="streams/topic_settings.py",
+        file="streams/ingest/topic_watch.py",
         off=(("        if not settings.compacts or topic == topics.ITEMS:\n", "        if True:\n"),),
         kafka=True,
     ),
@@ -360,7 +360,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             "test_a_lag_older_than_the_retention_is_not_ready_and_one_older_than_half_of_it_is_said",
             f"{_I}test_topic_settings.py::test_only_what_lies_before_the_first_young_record_endangers",
         ),
-        file="streams/topic_settings.py",
+        file="streams/ingest/topic_watch.py",
         off=(("            if claim.next_offset < over[place]:\n", "            if False:\n"),),
         kafka=True,
     ),
@@ -372,7 +372,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_I}test_topic_settings.py::"
             "test_a_stream_that_begins_above_0_is_said_with_the_number_by_ingest_and_verify",
         ),
-        file="driftline/audit_settings.py",
+        file="driftline/audit/settings_check.py",
         off=(
             ("    if stream.life == 1 and not stream.kept_from and stream.begins > 0:\n", "    if False:\n"),
             ("stream.next_offset if stream.next_offset < low else None", "None"),
@@ -386,7 +386,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_I}test_topic_settings.py::test_replay_refuses_before_it_sends_what_a_topic_would_not_keep",
             f"{_I}test_topic_settings.py::test_replay_refuses_for_the_topic_of_its_labels_too",
         ),
-        file="driftline/replay.py",
+        file="driftline/recorded/publisher.py",
         off=(("    if not despite_settings:\n", "    if False:\n"),),
         kafka=True,
     ),
@@ -394,7 +394,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=4,
         says="a range without records is a segment too",
         tests=(f"{_DUPLICATES}test_a_batch_without_records_still_covers_its_offsets",),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(
             (
                 "            segments.append(_segment(part, outcome, rows))",
@@ -406,7 +406,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=4,
         says="a batch ends at position(), past markers and aborted records",
         tests=(f"{_KAFKA}test_aborted_records_are_never_read_and_their_offsets_are_covered",),
-        file="streams/membership.py",
+        file="streams/ingest/consumer_session.py",
         off=(
             (
                 "next_offset = max(partition.offset, claim.next_offset)",
@@ -430,7 +430,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=4,
         says="readers check the chain",
         tests=(f"{_DUPLICATES}test_a_missing_segment_is_noticed_by_readers",),
-        file="storage/log.py",
+        file="storage/log/event_log.py",
         off=(("if (row.first_offset > offset) if expected is None else (row.first_offset != expected):", "if False:"),),
     ),
     Rule(
@@ -440,21 +440,21 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_DUPLICATES}test_the_next_owner_knows_what_the_former_one_accepted",
             f"{_I}test_ingest_machine.py::test_any_order_of_batches_crashes_and_zombies_takes_each_event_once",
         ),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(("        while at < claim.next_offset:", "        while False:"),),
     ),
     Rule(
         number=5,
         says="the window reaches as far back as promised",
         tests=(f"{_DUPLICATES}test_a_repeat_within_the_window_is_known_and_memory_forgets_behind_it",),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(("max(claim.next_offset - self._window, start)", "max(claim.next_offset - self._window // 10, start)"),),
     ),
     Rule(
         number=5,
         says="the filter learns after the commit only",
         tests=(f"{_DUPLICATES}test_a_batch_that_is_rolled_back_is_not_remembered",),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(
             (
                 '            failpoint("ingest.after_rows")\n',
@@ -467,14 +467,14 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=5,
         says="a hit is confirmed by rows",
         tests=(f"{_DUPLICATES}test_events_that_share_a_digest_are_all_accepted",),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(("duplicate[confirm(suspicions, claim)] = True", "duplicate[hits] = True"),),
     ),
     Rule(
         number=5,
         says="a record repeated inside a batch counts once",
         tests=(f"{_DUPLICATES}test_a_record_is_accepted_once_in_one_batch_and_over_batches",),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(
             (
                 "duplicate[index] = _identity(rows, earlier) == _identity(rows, index)",
@@ -486,7 +486,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=5,
         says="a replayed dead letter is known by its origin, without a window",
         tests=(f"{_ORIGINS}test_a_dead_letter_comes_in_once_however_it_is_mended",),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(("        if believed:\n", "        if False:\n"),),
     ),
     Rule(
@@ -497,7 +497,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_ORIGINS}test_a_header_copied_to_another_record_proves_nothing",
             f"{_ORIGINS}test_the_proof_of_another_installation_proves_nothing",
         ),
-        file="streams/origins.py",
+        file="streams/ingest/replay_proofs.py",
         off=((" if each.proven(self._secret, claimed.record)), None)", "), None)"),),
     ),
     Rule(
@@ -518,7 +518,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=5,
         says="a replay repeats a dead letter that stands in the table",
         tests=(f"{_ORIGINS}test_a_proof_without_its_dead_letter_is_ignored",),
-        file="streams/origins.py",
+        file="streams/ingest/replay_proofs.py",
         off=(
             (
                 "(letter, there[letter]) for offset, letter in proven.items() if letter in there",
@@ -530,21 +530,21 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=5,
         says="and of the record's own topic",
         tests=(f"{_ORIGINS}test_a_proof_without_its_dead_letter_is_ignored",),
-        file="storage/dead_letters.py",
+        file="storage/log/dead_letters.py",
         off=((" AND f.topic = :topic", " AND CAST(:topic AS text) IS NOT NULL"),),
     ),
     Rule(
         number=5,
         says="a replay that repeats a known record uses no letter up, whatever batch that stands in",
         tests=(f"{_ORIGINS}test_what_a_replay_does_is_the_same_however_records_fall_into_batches",),
-        file="streams/origins.py",
+        file="streams/ingest/replay_proofs.py",
         off=(("        passed.add(identity)\n", ""),),
     ),
     Rule(
         number=5,
         says="of two owners that replay one letter at the same moment one brings it in",
         tests=(f"{_ORIGINS}test_two_owners_that_replay_one_letter_at_the_same_moment_bring_it_in_once",),
-        file="streams/origins.py",
+        file="streams/ingest/replay_proofs.py",
         off=(("            if len(noted) == len(new):\n                break\n", "            break\n"),),
     ),
     Rule(
@@ -565,7 +565,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=5,
         says="`verify` asks for the proof by code of its own",
         tests=(f"{_HEADERS}test_verify_sees_what_was_dropped_for_a_header_that_proves_nothing",),
-        file="driftline/audit_origins.py",
+        file="driftline/audit/origin_proof.py",
         off=(
             ("            if hmac.compare_digest(expected.hexdigest().encode(), proof):\n", "            if True:\n"),
         ),
@@ -574,14 +574,14 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=5,
         says="`verify` takes a dropped replay for a duplicate only if its letter came in",
         tests=(f"{_HEADERS}test_verify_sees_a_letter_that_is_noted_as_come_in_by_a_record_that_does_not_count",),
-        file="driftline/audit_stream.py",
+        file="driftline/audit/stream_check.py",
         off=(("            self._brought_nothing_in(offsets[earlier].tolist())\n", ""),),
     ),
     Rule(
         number=6,
         says="event time is bounded by record time, not by the clock",
         tests=(f"{_DUPLICATES}test_event_time_is_bounded_by_record_time_and_not_by_the_clock",),
-        file="streams/accept.py",
+        file="streams/ingest/validation.py",
         off=(
             (
                 "ahead = times - record_us",
@@ -593,7 +593,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=7,
         says="new strings are committed in a transaction of their own",
         tests=(f"{_VOCABULARY}test_new_strings_are_there_for_others_while_the_batch_is_still_open",),
-        file="storage/vocabulary.py",
+        file="storage/dictionary.py",
         off=(
             (
                 "with self._engine.begin() as connection:\n            found",
@@ -605,14 +605,14 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=7,
         says="new strings are allocated in sorted order",
         tests=(f"{_VOCABULARY}test_owners_with_the_same_new_strings_do_not_deadlock",),
-        file="storage/vocabulary.py",
+        file="storage/dictionary.py",
         off=((" AS new(value) ORDER BY value", " AS new(value)"),),
     ),
     Rule(
         number=7,
         says="an id is cached only after its commit",
         tests=(f"{_VOCABULARY}test_no_id_is_remembered_whose_commit_failed",),
-        file="storage/vocabulary.py",
+        file="storage/dictionary.py",
         off=(
             (
                 "                found |= _select(connection, space, new)\n",
@@ -632,7 +632,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=8,
         says="dead letters are rows of the batch's transaction",
         tests=(f"{_DUPLICATES}test_a_refused_batch_leaves_no_letter_behind",),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(
             (
                 "            dead_letters.append(self._connection, _letters(part, self._suppressed))",
@@ -645,21 +645,21 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=8,
         says="a body is cut at a limit, with length and sha256 of the whole",
         tests=(f"{_RECORDS}test_a_letter_keeps_the_record_or_says_that_it_is_cut",),
-        file="storage/dead_letters.py",
+        file="storage/log/dead_letters.py",
         off=(("value[:MAX_VALUE_BYTES]", "value"),),
     ),
     Rule(
         number=8,
         says="a cut body is not replayed",
         tests=(f"{_I}test_dlq.py::test_a_cut_body_is_refused_unless_the_whole_one_is_given",),
-        file="driftline/letters.py",
+        file="driftline/dead_letter_replay.py",
         off=(("if letter.cut and not (", "if False and not ("),),
     ),
     Rule(
         number=8,
         says="a notice is repeated until it is acknowledged",
         tests=(f"{_RECORDS}test_a_notice_is_repeated_until_it_is_acknowledged",),
-        file="streams/notices.py",
+        file="streams/ingest/dead_letter_notices.py",
         off=(
             (
                 "            self._under_way += 1\n",
@@ -674,7 +674,7 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_ITEMS}test_an_item_without_a_record_on_the_topic_is_ended_where_an_offset_is_missing",
             f"{_ITEMS}test_after_a_downtime_longer_than_tombstones_are_kept_deleted_items_are_deleted",
         ),
-        file="streams/vanished.py",
+        file="streams/ingest/missed_tombstones.py",
         off=(("gone={item: at for item, at in alive.items() if item not in there},", "gone={},"),),
         kafka=True,
     ),
@@ -682,7 +682,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=9,
         says="a tombstone that goes between the look and its turn counts where it stood",
         tests=(f"{_ITEMS}test_a_tombstone_that_was_there_and_goes_before_it_is_read_counts_where_it_stood",),
-        file="streams/vanished.py",
+        file="streams/ingest/missed_tombstones.py",
         off=(
             (
                 "        ended = {offset: version for offset, version in ended.items() if offset not in read}\n",
@@ -694,7 +694,7 @@ INGEST_RULES: tuple[Rule, ...] = (
         number=9,
         says="an item that lives again is not ended",
         tests=(f"{_ITEMS}test_an_item_that_lives_again_is_not_ended",),
-        file="streams/vanished.py",
+        file="streams/ingest/missed_tombstones.py",
         off=(("            missed.gone.pop(item, None)  # it lives again\n", "            pass\n"),),
     ),
     Rule(
@@ -704,21 +704,21 @@ INGEST_RULES: tuple[Rule, ...] = (
             f"{_DUPLICATES}test_a_batch_that_is_rolled_back_is_not_remembered",
             f"{_DUPLICATES}test_who_judged_by_fewer_erasures_than_there_are_moves_nothing",
         ),
-        file="storage/offsets.py",
+        file="storage/log/offsets.py",
         off=(("AND suppression_version = :suppression", "AND CAST(:suppression AS bigint) IS NOT NULL"),),
     ),
     Rule(
         number=10,
         says="records of erased users are not accepted, on either side of a relation",
         tests=(f"{_DUPLICATES}test_records_of_an_erased_user_are_not_kept_on_either_side",),
-        file="streams/commit.py",
+        file="streams/ingest/batch_writer.py",
         off=(("user in erased or (other is not None and other in erased)", "user in erased"),),
     ),
     Rule(
         number=11,
         says="a history is read in one statement",
-        tests=(f"{_I}test_storage_histories.py::test_a_history_is_whole_while_segments_are_being_sealed",),
-        file="storage/histories.py",
+        tests=(f"{_I}test_storage_histories.py::test_a_history_is_whole_while_segments_are_being_compacted",),
+        file="storage/sequences/history_reader.py",
         off=(("        result = reader.execute(_ROWS, values).pgresult", _TWO_STATEMENTS),),
     ),
 )

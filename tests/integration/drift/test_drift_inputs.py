@@ -11,7 +11,7 @@ from contracts import topics as names
 from contracts.codec import encode
 from contracts.scoring import NextEventQuantile, ScoreFailure, ScoreResult, TypeProbability
 from runtime.kafka import KafkaConfig
-from streams.watch import BLOCK_ROWS
+from streams.drift.subject_state import BLOCK_ROWS
 from tests.integration.drift.watching import START, Start, alarms, send_labels
 from tests.integration.feeding import Sender
 
@@ -63,7 +63,7 @@ def test_answers_whose_types_and_waits_change_are_told_and_refusals_say_nothing(
     topics: KafkaConfig, start: Start
 ) -> None:
     blocks, change = 76, 70 * BLOCK_ROWS
-    refusal = ScoreFailure(request_id="q", user_id="ann", reason="expired", message="m", where="w", todo="t")
+    refusal = ScoreFailure(request_id="q", user_id="ann", reason="expired", message="m", where="w", hint="t")
     sender = Sender(topics)
     for number in range(blocks * BLOCK_ROWS):
         sender.put(names.RESULTS, b"ann", encode(answer(number, change)), partition=2, flush=False)

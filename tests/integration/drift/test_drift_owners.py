@@ -6,8 +6,8 @@ import pytest
 
 from contracts import topics
 from runtime.kafka import KafkaConfig
-from streams.signals import of_progress
-from streams.watch import BLOCK_ROWS
+from streams.drift.drift_series import of_progress
+from streams.drift.subject_state import BLOCK_ROWS
 from tests.integration.drift.watching import (
     CHANGE,
     Running,

@@ -10,8 +10,8 @@ from contracts import topics
 from contracts.topics import Topic
 from runtime import kafka
 from runtime.kafka import KafkaConfig, TopicMissing
-from runtime.lifecycle import Refused
-from streams.changelogs import prepared
+from runtime.lifecycle import OperatorActionRequired
+from streams.drift.changelogs import prepared
 from tests.integration.learning import schools
 
 SOURCES = (topics.PROGRESS, topics.LABELS)
@@ -28,7 +28,7 @@ def test_each_source_has_a_changelog_of_as_many_partitions(tansu_topics: KafkaCo
 def test_a_changelog_of_other_partitions_is_refused_with_the_way_on(tansu_topics: KafkaConfig) -> None:
     name = f"group-{topics.LABELS}-changelog"
     kafka.create_topics(tansu_topics, [Topic(name=name, partitions=2, config={})])
-    with pytest.raises(Refused, match="has 2 partitions, and its source has 4") as caught:
+    with pytest.raises(OperatorActionRequired, match="has 2 partitions, and its source has 4") as caught:
         prepared(tansu_topics, "group", SOURCES)
     assert "DRIFTLINE_DRIFT__GROUP" in str(caught.value)
 

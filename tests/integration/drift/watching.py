@@ -22,9 +22,9 @@ from contracts import topics
 from contracts.codec import encode
 from contracts.records import DriftAlarm, Label, LossSum, Progress
 from runtime import kafka
-from runtime.kafka import KafkaConfig, Stream
-from streams.signals import Signals, Subject, of_label, of_progress
-from streams.watch import OpenBlock, Watch, added, closed, emptied
+from runtime.kafka import KafkaConfig, PartitionOfTopic
+from streams.drift.drift_series import Signals, WatchedSubject, of_label, of_progress
+from streams.drift.subject_state import OpenBlock, Watch, added, closed, emptied
 from tests.integration.feeding import REPOSITORY, Sender, read_topic
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -79,7 +79,7 @@ def send_labels(config: KafkaConfig, numbers: Iterable[int], partitions: Iterabl
     sender.flush()
 
 
-def streams_of(config: KafkaConfig, topic: str) -> tuple[Stream, ...]:
+def streams_of(config: KafkaConfig, topic: str) -> tuple[PartitionOfTopic, ...]:
     """A topic's partitions, as they are now."""
     return kafka.describe(config, [topic])[topic].streams
 
@@ -90,7 +90,7 @@ def expected(config: KafkaConfig, numbers: Iterable[int]) -> dict[str, DriftAlar
     return alarmed(streams_of(config, topics.PROGRESS)[0], steps)
 
 
-def expected_of_labels(stream: Stream, numbers: Iterable[int], *, change: int) -> dict[str, DriftAlarm]:
+def expected_of_labels(stream: PartitionOfTopic, numbers: Iterable[int], *, change: int) -> dict[str, DriftAlarm]:
     """The same of labels in a partition."""
     placed = enumerate(numbers)
     return alarmed(
@@ -98,9 +98,9 @@ def expected_of_labels(stream: Stream, numbers: Iterable[int], *, change: int) -
     )
 
 
-def alarmed(stream: Stream, records: Iterable[tuple[int, Signals]]) -> dict[str, DriftAlarm]:
+def alarmed(stream: PartitionOfTopic, records: Iterable[tuple[int, Signals]]) -> dict[str, DriftAlarm]:
     """What the records of a partition give, each with its offset."""
-    state: dict[Subject, tuple[Watch, OpenBlock]] = {}
+    state: dict[WatchedSubject, tuple[Watch, OpenBlock]] = {}
     found: dict[str, DriftAlarm] = {}
     for offset, seen in records:
         watch, block = state.get(seen.subject, (Watch(), OpenBlock()))

@@ -16,18 +16,20 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from learners.build import build_cohort
-from learners.online import PromptTPP
-from learners.synthetic import random_batch
+from learners.contract.made_up.streams import random_batch
+from learners.models.prompttpp.learner import PromptTPP
+from learners.registry import build_group
+from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Stop
 from runtime.settings import ScoreSettings
-from runtime.telemetry import Health
-from scoring.score import Score
-from storage import journal, log, offsets, registry, sequences, snapshots
+from scoring.serve.process import Score
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.offsets import Advance, Stream
-from storage.vocabulary import Vocabulary
+from storage.learning import journal, snapshot_files, snapshot_registry
+from storage.log import event_log, offsets
+from storage.log.offsets import Advance, KafkaPartitionId
+from storage.sequences import user_sequences
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 OPTIONS = {"hidden": 8, "time_dim": 4, "layers": 1, "pool": 4, "prompt_length": 2, "retrieved": 2, "last_n": 8}
@@ -39,12 +41,12 @@ Event = tuple[str, float, str]
 
 @pytest.fixture(scope="session")
 def states() -> States:
-    """States of one cohort after 1, 2, 3 steps."""
-    cohort = build_cohort("prompttpp", 0, **OPTIONS)
+    """States of one arm group after 1, 2, 3 steps."""
+    arm_group = build_group("prompttpp", 0, **OPTIONS)
     found = []
     for step in range(3):
-        cohort.step(random_batch(step, 16, 6))
-        found.append({name: tensor.numpy().copy() for name, tensor in cohort.state().items()})
+        arm_group.step(random_batch(step, 16, 6))
+        found.append({name: tensor.numpy().copy() for name, tensor in arm_group.state().items()})
     return found
 
 
@@ -56,8 +58,8 @@ class World:
         self.folder = folder
         self.states = states
         self.engine = open_engine(url, application_name="test")
-        self._vocabulary = Vocabulary(self.engine)
-        self._stream = Stream(topic="events.user", partition=0, topic_id="topic-1", cluster_id="cluster")
+        self._vocabulary = Dictionary(self.engine)
+        self._stream = KafkaPartitionId(topic="events.user", partition=0, topic_id="topic-1", cluster_id="cluster")
 
     def add(self, *events: Event) -> None:
         """One committed batch of user events."""
@@ -67,23 +69,23 @@ class World:
             (claim,) = offsets.claim(connection, [row])
             first = claim.next_offset
             rows = _rows(events, first)
-            segment = log.NewSegment(
+            segment = event_log.NewSegment(
                 claim=claim,
                 first=first,
                 next=first + len(events),
-                counts=log.Counts(read=len(events), accepted=len(events)),
+                counts=event_log.Counts(read=len(events), accepted=len(events)),
                 rows=rows,
             )
-            log.append(connection, [segment])
-            new = sequences.NewEvents(claim=claim, first_offset=first, topic_kind=sequences.USER, rows=rows)
-            sequences.append(connection, [new], self._vocabulary)
+            event_log.append(connection, [segment])
+            new = user_sequences.NewEvents(claim=claim, first_offset=first, topic_kind=user_sequences.USER, rows=rows)
+            user_sequences.append(connection, [new], self._vocabulary)
             offsets.advance(connection, [Advance(claim=claim, first=first, next=first + len(events))])
 
     def retire_and_go_on(self, topic_id: str) -> None:
         """The topic is recreated: the old stream is retired, what comes next comes on another."""
         with self.engine.begin() as connection:
             offsets.retire(connection, offsets.streams(connection))
-        self._stream = Stream(topic="events.user", partition=0, topic_id=topic_id, cluster_id="cluster")
+        self._stream = KafkaPartitionId(topic="events.user", partition=0, topic_id=topic_id, cluster_id="cluster")
 
     def publish(self, step: int, *, spoil: Callable[[Path], object] = lambda file: None, **changed: Any) -> str:
         """Makes the state after `step` steps live; returns the snapshot's id.
@@ -94,25 +96,25 @@ class World:
         tensors = self.states[step - 1]
         config = {"seed": 0, "options": OPTIONS}
         snapshot = snapshot_of(step)
-        sha256 = snapshots.digest(tensors)
+        sha256 = snapshot_files.digest(tensors)
         manifest = {**MANIFEST, "id": snapshot.id, "step": step, "config": config, "sha256": sha256, **changed}
         with self.engine.begin() as connection:
-            seat, _ = journal.take_seat(connection, learner="prompttpp", version=PromptTPP.version, config=config)
-            registry.begin(connection, seat, snapshot)
-            snapshots.write(self.folder, snapshot.id, tensors, manifest)
-            spoil(snapshots.path_of(self.folder, snapshot.id, sha256))
-            registry.make_live(connection, seat, snapshot.id, sha256=sha256, manifest=manifest)
+            lease, _ = journal.acquire_lease(connection, learner="prompttpp", version=PromptTPP.version, config=config)
+            snapshot_registry.begin(connection, lease, snapshot)
+            snapshot_files.write(self.folder, snapshot.id, tensors, manifest)
+            spoil(snapshot_files.path_of(self.folder, snapshot.id, sha256))
+            snapshot_registry.make_live(connection, lease, snapshot.id, sha256=sha256, manifest=manifest)
         return snapshot.id
 
     def file(self, step: int) -> Path:
         """Where the tensors after `step` steps are."""
-        return snapshots.path_of(self.folder, snapshot_of(step).id, snapshots.digest(self.states[step - 1]))
+        return snapshot_files.path_of(self.folder, snapshot_of(step).id, snapshot_files.digest(self.states[step - 1]))
 
 
-def snapshot_of(step: int) -> registry.Snapshot:
+def snapshot_of(step: int) -> snapshot_registry.Snapshot:
     """As `train` registers it."""
-    return registry.Snapshot(
-        id=registry.snapshot_id("prompttpp", 1, step),
+    return snapshot_registry.Snapshot(
+        id=snapshot_registry.snapshot_id("prompttpp", 1, step),
         learner="prompttpp",
         branch=1,
         step=step,
@@ -239,7 +241,7 @@ def _rows(events: tuple[Event, ...], first: int) -> pa.Table:
         "other": [None] * n,
         "source": ["test"] * n,
     }
-    return pa.table(columns, schema=log.EVENT_ROWS)
+    return pa.table(columns, schema=event_log.EVENT_ROWS)
 
 
 @pytest.fixture

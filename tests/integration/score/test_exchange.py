@@ -11,8 +11,8 @@ import pytest
 
 from contracts import topics
 from runtime import kafka
-from runtime.exchange import Exchange
 from runtime.kafka import KafkaConfig
+from runtime.request_reply import Exchange
 from tests.integration.feeding import eventually
 
 PARTITIONS = 4

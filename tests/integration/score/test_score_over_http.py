@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from learners.online import PromptTPP
+from learners.models.prompttpp.learner import PromptTPP
 
 if TYPE_CHECKING:
     from tests.integration.score.conftest import Serve, World

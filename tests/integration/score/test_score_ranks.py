@@ -14,16 +14,18 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection
 
+from contexts.batch_builder import context_of
 from contracts import topics
 from contracts.scoring import RankingResult, ScoreFailure
-from learners.batch import Candidates, Query
-from learners.models.sdim import ask
-from learners.synthetic import START
-from runtime.context import context_of
-from scoring import interests
-from storage import behaviours, erasure, offsets, sequences
-from storage.behaviours import BehaviourAsk, Behaviours
-from storage.sequences import HistoryAsk
+from learners.contract.batch import Candidates, Query
+from learners.contract.made_up.streams import START
+from learners.models.sdim.network import ask
+from scoring.heads import user_state
+from storage.log import offsets
+from storage.privacy import erasure
+from storage.sequences import item_events, user_sequences
+from storage.sequences.item_events import BehaviourAsk, Behaviours
+from storage.sequences.user_sequences import HistoryAsk
 from tests.integration.feeding import Sender
 from tests.integration.learning import Given, School
 from tests.integration.score.conftest import Running, served
@@ -71,7 +73,7 @@ def expected(school: School, answer: Answer, *, before: int = FOREVER) -> dict[s
     """Logits of ITEMS from all that the sequence holds of the user, by the version inside the answer's snapshot."""
     with school.engine.begin() as connection:
         asked = HistoryAsk(user=answer["user_id"], before=before, last_n=100_000)
-        [events] = sequences.histories(connection, [asked], offsets.watermark(connection))
+        [events] = user_sequences.histories(connection, [asked], offsets.watermark(connection))
     query = Query(stack=np.zeros(1, np.int64), visible=np.array([len(events)]), now=np.zeros(1, np.int64))
     published = published_of(school, answer["snapshot_id"])
     assert answer["embedding"] == published.embedding
@@ -106,14 +108,14 @@ def test_an_answer_says_how_it_came_by_the_users_past_and_what_it_stands_on(scho
     answer = rank(running, "user 1", request_id="r1")
     check(school, answer)
     events = sequence(school, "user 1")
-    said = ("user_id", "request_id", "learner", "snapshot_id", "state", "topped_up", "events_seen")
+    said = ("user_id", "request_id", "learner", "snapshot_id", "state", "cache_updated", "events_seen")
     assert {name: answer[name] for name in said} == {
         "user_id": "user 1",
         "request_id": "r1",
         "learner": "sdim",
         "snapshot_id": school.live()[-1],
-        "state": "met",
-        "topped_up": 0,
+        "state": "cache_hit",
+        "cache_updated": 0,
         "events_seen": len(events),
     }
     assert datetime.fromisoformat(answer["last_event_at"]) == time_of(events[-1].at)
@@ -126,27 +128,27 @@ def test_an_answer_says_how_it_came_by_the_users_past_and_what_it_stands_on(scho
     assert (model["answers"], model["embedding"]) == ("ranking", answer["embedding"])
 
 
-def test_rankings_are_those_of_the_whole_sequence_with_rows_topped_up_lost_and_of_another_version(
+def test_rankings_are_those_of_the_whole_sequence_with_rows_cache_updated_lost_and_of_another_version(
     school: School, serve: ServeSchool
 ) -> None:
     shop(school, 200)
     learn(school)
     running = serve()
-    check_all(school, running, "met")
+    check_all(school, running, "cache_hit")
     shop(school, 40)  # nobody has learnt them
-    for answer in check_all(school, running, "topped_up"):
-        assert 0 < answer["topped_up"] < 20
+    for answer in check_all(school, running, "cache_updated"):
+        assert 0 < answer["cache_updated"] < 20
     school.query("TRUNCATE signature_table")
-    check_all(school, running, "rebuilt")
+    check_all(school, running, "cache_rebuilt")
     before = running.model()
     learn(school)  # publishes, and writes rows of the new version
     running.until(lambda: running.model() != before)
-    check_all(school, running, "met")
+    check_all(school, running, "cache_hit")
     school.query("UPDATE signature_table SET embedding = 'of another time'")
-    check_all(school, running, "rebuilt")
+    check_all(school, running, "cache_rebuilt")
     states = _states(running)
-    assert states["met"] >= 2 * len(USERS)
-    assert states["rebuilt"] >= 2 * len(USERS)
+    assert states["cache_hit"] >= 2 * len(USERS)
+    assert states["cache_rebuilt"] >= 2 * len(USERS)
 
 
 def test_while_a_new_version_is_published_each_answer_is_whole_in_the_version_it_names(
@@ -175,8 +177,8 @@ def test_while_a_new_version_is_published_each_answer_is_whole_in_the_version_it
             over.set()
     answers = [answer for one in loads for answer in one.result()]
     assert len({answer["embedding"] for answer in answers}) == 2
-    kinds = {(a["user_id"], a["snapshot_id"], a["state"], a["topped_up"]): a for a in answers}
-    assert {"topped_up", "met"} <= {state for _, _, state, _ in kinds}
+    kinds = {(a["user_id"], a["snapshot_id"], a["state"], a["cache_updated"]): a for a in answers}
+    assert {"cache_updated", "cache_hit"} <= {state for _, _, state, _ in kinds}
     for answer in kinds.values():
         check(school, answer)
 
@@ -188,11 +190,11 @@ def test_across_kills_of_train_and_its_return(school: School, serve: ServeSchool
     shop(school, 80)
     for failpoint in ("train.after_step:5", "train.before_live"):
         killed(school, failpoint)
-        check_all(school, running, "topped_up")
+        check_all(school, running, "cache_updated")
     before = running.model()
     learn(school)
     running.until(lambda: running.model() != before)
-    check_all(school, running, "met")
+    check_all(school, running, "cache_hit")
 
 
 def test_late_behaviours_and_questions_about_the_past(school: School, serve: ServeSchool) -> None:
@@ -204,14 +206,14 @@ def test_late_behaviours_and_questions_about_the_past(school: School, serve: Ser
     write(school, [Given(200 + n, 10**15, at, "user 0", "purchase", item="item 6") for n, at in enumerate(late)])
     answer = rank(running, "user 0")
     check(school, answer)
-    assert (answer["state"], answer["topped_up"], answer["events_seen"]) == ("topped_up", 2, len(events) + 2)
+    assert (answer["state"], answer["cache_updated"], answer["events_seen"]) == ("cache_updated", 2, len(events) + 2)
     past = events[len(events) // 2].at
     answer = rank(running, "user 0", at=time_of(past).isoformat())
     check(school, answer, before=past)
-    assert answer["state"] == "rebuilt", "the row holds what came later"
+    assert answer["state"] == "cache_rebuilt", "the row holds what came later"
     assert answer["events_seen"] == 1 + len([one for one in events if one.at < past])
     future = events[-1].at + 10**12
-    assert rank(running, "user 0", at=time_of(future).isoformat())["state"] == "topped_up"
+    assert rank(running, "user 0", at=time_of(future).isoformat())["state"] == "cache_updated"
 
 
 def test_a_window_that_moved_further_than_its_row_can_tell_is_built_anew(school: School, serve: ServeSchool) -> None:
@@ -224,7 +226,7 @@ def test_a_window_that_moved_further_than_its_row_can_tell_is_built_anew(school:
     buy(0, count)
     learn(school)
     running = serve()
-    for more, state in ((0, "met"), (CONFIG.reserve, "topped_up"), (1, "rebuilt")):
+    for more, state in ((0, "cache_hit"), (CONFIG.reserve, "cache_updated"), (1, "cache_rebuilt")):
         buy(count, more) if more else None
         count += more
         answer = rank(running, "ann")
@@ -241,7 +243,7 @@ def test_an_erased_user_is_like_somebody_who_never_was(school: School, serve: Se
     erased, nobody = rank(running, "user 2"), rank(running, "nobody")
     moving = ("user_id", "staleness_seconds")
     assert {n: v for n, v in erased.items() if n not in moving} == {n: v for n, v in nobody.items() if n not in moving}
-    assert (erased["state"], erased["events_seen"], erased["last_event_at"]) == ("empty", 0, None)
+    assert (erased["state"], erased["events_seen"], erased["last_event_at"]) == ("no_history", 0, None)
     assert erased["ranking"] != known["ranking"]
     check(school, erased)
     for user in ("user 1", "user 3"):
@@ -254,7 +256,7 @@ def test_a_spoilt_row_is_not_ranked_from(school: School, serve: ServeSchool, spo
     learn(school)
     running = serve()
     school.query(f"UPDATE signature_table SET {spoil}")
-    check_all(school, running, "rebuilt")
+    check_all(school, running, "cache_rebuilt")
 
 
 def test_many_histories_at_once_are_read_in_portions(
@@ -264,19 +266,19 @@ def test_many_histories_at_once_are_read_in_portions(
     shop(school, 120)
     learn(school)
     school.query("DELETE FROM signature_table WHERE user_id % 2 = 0")
-    running, real, portions = serve(batch_wait_s=0.2), behaviours.read, list[int]()
+    running, real, portions = serve(batch_wait_s=0.2), item_events.read, list[int]()
 
     def read(connection: Connection, asks: Sequence[BehaviourAsk]) -> list[Behaviours]:
         portions.append(sum(ask.newest for ask in asks))
         return real(connection, asks)
 
-    monkeypatch.setattr(behaviours, "read", read)
-    monkeypatch.setattr(interests, "_PORTION", CONFIG.last_n + CONFIG.short_n)
+    monkeypatch.setattr(item_events, "read", read)
+    monkeypatch.setattr(user_state, "_PORTION", CONFIG.last_n + CONFIG.short_n)
     with ThreadPoolExecutor(len(USERS)) as pool:
         answers = list(pool.map(lambda user: rank(running, user), USERS))
     assert max(portions) <= CONFIG.last_n + CONFIG.short_n
     assert len(portions) > 1
-    assert {answer["state"] for answer in answers} == {"met", "rebuilt"}
+    assert {answer["state"] for answer in answers} == {"cache_hit", "cache_rebuilt"}
     for answer in answers:
         check(school, answer)
 
@@ -284,19 +286,19 @@ def test_many_histories_at_once_are_read_in_portions(
 def test_a_long_history_is_not_read_while_there_is_a_row(
     school: School, serve: ServeSchool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, asked = behaviours.read, list[BehaviourAsk]()
+    real, asked = item_events.read, list[BehaviourAsk]()
 
     def read(connection: Connection, asks: Sequence[BehaviourAsk]) -> list[Behaviours]:
         asked.extend(asks)
         return real(connection, asks)
 
-    monkeypatch.setattr(behaviours, "read", read)
+    monkeypatch.setattr(item_events, "read", read)
     shop(school, 200)
     learn(school)
     running = serve()
     shop(school, 20)
     answers = [rank(running, user) for user in USERS]
-    assert {answer["state"] for answer in answers} <= {"met", "topped_up"}
+    assert {answer["state"] for answer in answers} <= {"cache_hit", "cache_updated"}
     assert {one.newest for one in asked} == {CONFIG.short_n}
 
 
@@ -307,7 +309,7 @@ def test_row_and_behaviours_are_read_in_one_repeatable_read_transaction(
     shop(school, 80)
     learn(school)
     running = serve()
-    real = behaviours.read
+    real = item_events.read
 
     def read(connection: Connection, asks: Sequence[BehaviourAsk]) -> list[Behaviours]:
         if asks:
@@ -315,10 +317,10 @@ def test_row_and_behaviours_are_read_in_one_repeatable_read_transaction(
         return real(connection, asks)
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(behaviours, "read", read)
+        meanwhile.setattr(item_events, "read", read)
         during = rank(running, "user 1")
     after = rank(running, "user 1")
-    assert (during["state"], after["state"]) == ("met", "topped_up")
+    assert (during["state"], after["state"]) == ("cache_hit", "cache_updated")
     assert next_offset(after) == next_offset(during) + 20
     check(school, after)
 
@@ -350,8 +352,8 @@ def test_users_asked_at_once_get_what_each_alone_gets(school: School, serve: Ser
     for one, other in zip(alone, together, strict=True):
         logits = {item["item_id"]: item["logit"] for item in other["ranking"]}
         assert logits == pytest.approx({item["item_id"]: item["logit"] for item in one["ranking"]}, abs=1e-5)
-        assert {n: one[n] for n in ("user_id", "state", "topped_up", "candidates")} == {
-            n: other[n] for n in ("user_id", "state", "topped_up", "candidates")
+        assert {n: one[n] for n in ("user_id", "state", "cache_updated", "candidates")} == {
+            n: other[n] for n in ("user_id", "state", "cache_updated", "candidates")
         }
 
 
@@ -375,7 +377,7 @@ def test_a_request_that_cannot_be_ranked_is_told_why(
     error = reply.json()["error"]
     assert (error["reason"], error["where"]) == ("invalid", where)
     assert said in error["message"]
-    assert error["todo"]
+    assert error["hint"]
 
 
 @pytest.fixture
@@ -406,7 +408,7 @@ def test_a_learner_without_tables_ranks_from_the_sequence(school: School, serve:
     shop(school, 80)
     school.train(learner="own_count")
     answer = rank(serve(learner="own_count"), "user 1")
-    assert (answer["state"], answer["embedding"]) == ("read", None)
+    assert (answer["state"], answer["embedding"]) == ("from_history", None)
     assert {one["known"] for one in answer["ranking"]} == {None}
     assert sum(one["probability"] for one in answer["ranking"]) == pytest.approx(1.0)
     bought = [event.item for event in sequence(school, "user 1") if event.item in ITEMS]

@@ -17,10 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Connection, make_url, text
 from structlog.testing import capture_logs
 
-from scoring.state import StateReader
-from storage import histories, serving
+from scoring.serve.state_reader import StateReader
+from storage import read_point
 from storage.engine import open_engine
-from storage.sequences import HistoryAsk
+from storage.sequences import history_reader
+from storage.sequences.user_sequences import HistoryAsk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ def test_pages_that_do_not_exist_name_those_that_do(unserved: httpx.Client) -> N
     assert unserved.get("/v2/score").status_code == 404
     reply = unserved.get("/v1/score")
     assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
-    assert "POST /v1/score" in reply.json()["error"]["todo"]
+    assert "POST /v1/score" in reply.json()["error"]["hint"]
 
 
 def test_without_a_live_snapshot_requests_are_asked_to_come_again(serve: Serve, world: World) -> None:
@@ -68,7 +69,7 @@ def test_without_a_live_snapshot_requests_are_asked_to_come_again(serve: Serve, 
         "reason": "not_ready",
         "message": "learner 'prompttpp' has no live snapshot yet",
         "where": "learner prompttpp",
-        "todo": "let `driftline train --learner prompttpp` take one, and ask again",
+        "hint": "let `driftline train --learner prompttpp` take one, and ask again",
     }
     assert running.client.get("/v1/models").json() == []
     assert running.client.get("/healthz").status_code == 200
@@ -84,7 +85,7 @@ def test_while_no_snapshot_can_be_read_requests_are_told_which_files_to_restore(
     error = running.post("ann").json()["error"]
     assert (error["reason"], error["where"]) == ("not_ready", "learner prompttpp")
     assert error["message"] == f"{world.file(1)} is missing"
-    assert "restore these files" in error["todo"]
+    assert "restore these files" in error["hint"]
 
 
 def test_requests_beyond_the_queue_are_refused_and_those_inside_answered(
@@ -116,7 +117,7 @@ def test_a_stop_finishes_what_was_asked_and_refuses_what_comes(serve: Serve, wor
         reply = other.post("/v1/score", json={"user_id": "late"})
         assert reply.status_code == 503
         assert "stopping" in reply.json()["error"]["message"]
-        assert (reply.json()["error"]["where"], reply.json()["error"]["todo"]) == ("score", "ask another one")
+        assert (reply.json()["error"]["where"], reply.json()["error"]["hint"]) == ("score", "ask another one")
         assert reply.headers["connection"] == "close"
     assert asked.result().status_code == 200
     other.close()
@@ -132,7 +133,7 @@ def test_a_postgres_that_goes_away_is_waited_for(serve: Serve, world: World, peo
         refused = running.post(people[0])
         assert refused.headers["retry-after"] == "1"
         assert refused.json()["error"]["where"] == "Postgres"
-        assert refused.json()["error"]["todo"].startswith("ask again")
+        assert refused.json()["error"]["hint"].startswith("ask again")
         running.until(lambda: not running.ready())
         assert "user state cannot be read" in running.client.get("/readyz").text
         assert running.model() is not None
@@ -154,13 +155,13 @@ def test_a_standby_is_not_read_and_its_primary_is_waited_for(
     serve: Serve, world: World, people: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = serve()
-    real = serving.standing
+    real = read_point.standing
     with monkeypatch.context() as failover:
-        failover.setattr(serving, "standing", lambda *given: replace(real(*given), standby=True))
+        failover.setattr(read_point, "standing", lambda *given: replace(real(*given), standby=True))
         running.until(lambda: not running.ready())
         error = running.post(people[0]).json()["error"]
         assert error["message"] == "user state cannot be read: this Postgres is a standby"
-        assert (error["where"], "primary" in error["todo"]) == ("Postgres", True)
+        assert (error["where"], "primary" in error["hint"]) == ("Postgres", True)
     running.until(running.ready)
     assert running.ask(people[0])["events_seen"] == 1
 
@@ -168,7 +169,7 @@ def test_a_standby_is_not_read_and_its_primary_is_waited_for(
 def test_user_state_is_read_in_one_repeatable_read_transaction_that_cannot_write(
     world: World, people: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = histories.read, []
+    real, seen = history_reader.read, []
 
     def read(connection: Connection, *given: Any, **named: Any) -> Any:
         settings = ("transaction_isolation", "transaction_read_only")
@@ -176,7 +177,7 @@ def test_user_state_is_read_in_one_repeatable_read_transaction_that_cannot_write
         world.add((people[0], 999.0, "type-1"))  # committed behind the snapshot of this transaction
         return real(connection, *given, **named)
 
-    monkeypatch.setattr(histories, "read", read)
+    monkeypatch.setattr(history_reader, "read", read)
     reader = StateReader(open_engine(world.url, application_name="test", pooled=True), learner="prompttpp")
     seen_state = reader.histories([HistoryAsk(user=people[0], before=2**62, last_n=8)])
     assert seen == [["repeatable read", "on"]]

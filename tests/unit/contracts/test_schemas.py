@@ -118,7 +118,7 @@ def test_encoded_records_satisfy_their_schema(record: Record) -> None:
 def test_so_do_a_question_on_kafka_and_the_reason_why_it_has_no_answer() -> None:
     validate(topics.REQUESTS, json.loads(encode(ScoreCall(user_id="ann", deadline=AT))))
     validate(topics.REQUESTS, json.loads(encode(ScoreCall(user_id="ann", candidates=("a", "b"), top=1))))
-    failure = ScoreFailure(request_id="q-1", user_id=None, reason="invalid", message="m", where="w", todo="t")
+    failure = ScoreFailure(request_id="q-1", user_id=None, reason="invalid", message="m", where="w", hint="t")
     validate(topics.RESULTS, json.loads(encode(failure)))
 
 
@@ -136,8 +136,8 @@ def test_so_does_a_ranking() -> None:
         ranking=[RankedItem(item_id="a", logit=0.5, probability=1.0, known=True)],
         candidates=1,
         embedding="3-0123456789abcdef",
-        state="topped_up",
-        topped_up=2,
+        state="cache_updated",
+        cache_updated=2,
         watermark=[StreamPosition(topic="labels", partition=0, topic_id="x", next_offset=1)],
         staleness_seconds=None,
     )

@@ -12,12 +12,12 @@ import typer.main
 from confluent_kafka import KafkaError, KafkaException
 from pydantic import SecretStr
 
-from driftline import stack
 from driftline.asof import AsOf, parse
 from driftline.cli import app, run
-from driftline.session import Session
-from driftline.stack import Stack
-from runtime.lifecycle import Exit, Refused, Usage
+from driftline.cli_context import Session
+from driftline.local import running_stack
+from driftline.local.running_stack import Stack
+from runtime.lifecycle import ConfigurationError, Exit, OperatorActionRequired
 
 HERE = Stack(
     postgres_url="postgresql://localhost/here",
@@ -53,7 +53,7 @@ def test_each_verb_shows_an_example_that_starts_with_itself(
 
 
 PROMISED = (
-    "up, topics create, migrate, ingest, train, score, simulate, replay, user, status, offsets show, offsets adopt, "
+    "up, topics create, migrate, ingest, train, score, simulate, replay, user, status, offsets show, offsets rebind, "
     "dlq list, dlq show, dlq replay, snapshots list, snapshots show, snapshots verify, verify, config show, maintain, "
     "export, bundle check, bundle list, "
     "erase"
@@ -64,7 +64,7 @@ def test_all_promised_verbs_are_there() -> None:
     assert set(PROMISED.split(", ")) <= {" ".join(verb) for verb in verbs()}
 
 
-@pytest.mark.parametrize("verb", ["migrate", "status", "verify", "ingest", "offsets adopt", "dlq list"])
+@pytest.mark.parametrize("verb", ["migrate", "status", "verify", "ingest", "offsets rebind", "dlq list"])
 def test_without_addresses_a_verb_says_so_and_names_the_way_on(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(verb.split()) == Exit.USAGE
     told = capsys.readouterr()
@@ -164,22 +164,22 @@ def test_a_file_without_columns_is_a_wrong_call(
 
 
 def test_a_running_stack_completes_the_settings() -> None:
-    file = Path("driftline-data") / stack.NAME
-    with stack.held(file) as place:
-        assert stack.find(file) is None  # it is still starting
+    file = Path("driftline-data") / running_stack.NAME
+    with running_stack.held(file) as place:
+        assert running_stack.find(file) is None  # it is still starting
         place.tell(HERE)
         call = Session()
         assert call.postgres_url == HERE.postgres_url
         assert call.kafka.bootstrap == HERE.kafka_bootstrap
         assert call.settings.data_dir == Path(HERE.data_dir)
     assert not file.parent.exists()
-    with pytest.raises(Usage):
+    with pytest.raises(ConfigurationError):
         _ = Session().postgres_url
 
 
 def test_addresses_that_were_set_win_over_a_running_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRIFTLINE_POSTGRES_URL", "postgresql://elsewhere/db")
-    with stack.held(Path("driftline-data") / stack.NAME) as place:
+    with running_stack.held(Path("driftline-data") / running_stack.NAME) as place:
         place.tell(HERE)
         call = Session()
         assert call.settings.postgres_url == SecretStr("postgresql://elsewhere/db")
@@ -188,20 +188,24 @@ def test_addresses_that_were_set_win_over_a_running_stack(monkeypatch: pytest.Mo
 
 def test_a_stack_named_by_hand_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DRIFTLINE_POSTGRES_URL", "postgresql://elsewhere/db")
-    with stack.held(tmp_path / "data" / stack.NAME) as place:
+    with running_stack.held(tmp_path / "data" / running_stack.NAME) as place:
         place.tell(HERE)
-        assert Session(stack_file=tmp_path / "data" / stack.NAME).postgres_url == HERE.postgres_url
+        assert Session(stack_file=tmp_path / "data" / running_stack.NAME).postgres_url == HERE.postgres_url
 
 
 def test_the_file_of_a_killed_stack_counts_as_none() -> None:
-    file = Path("driftline-data") / stack.NAME
+    file = Path("driftline-data") / running_stack.NAME
     file.parent.mkdir()
     file.write_text('{"left": "over"}')
-    assert stack.find(file) is None
+    assert running_stack.find(file) is None
 
 
 def test_two_stacks_in_one_folder_are_refused(tmp_path: Path) -> None:
-    with stack.held(tmp_path / stack.NAME), pytest.raises(Refused), stack.held(tmp_path / stack.NAME):
+    with (
+        running_stack.held(tmp_path / running_stack.NAME),
+        pytest.raises(OperatorActionRequired),
+        running_stack.held(tmp_path / running_stack.NAME),
+    ):
         pass
 
 
@@ -229,7 +233,7 @@ def test_an_as_of_is_resolved_to_a_form_that_is_read_again(text: str | None, exp
 
 @pytest.mark.parametrize("text", ["yesterday", "1:2,", "1:x", "3:1", "1:101", "1:1@noon", "", "@", "1:1@"])
 def test_an_unfit_as_of_is_a_wrong_call(text: str) -> None:
-    with pytest.raises(Usage):
+    with pytest.raises(ConfigurationError):
         parse(text, NOW)
 
 

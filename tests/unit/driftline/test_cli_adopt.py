@@ -1,4 +1,4 @@
-"""What `offsets adopt` plans, case by case, without Kafka or Postgres."""
+"""What `offsets rebind` plans, case by case, without Kafka or Postgres."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from driftline.adopt import Act, Change, plan
+from driftline.rebind import Act, Rebinding, plan
 from runtime.kafka import TopicDescription
-from runtime.lifecycle import Refused
-from storage.offsets import Stream, StreamRow
+from runtime.lifecycle import OperatorActionRequired
+from storage.log.offsets import KafkaPartitionId, StreamRow
 
 TOPIC = "events.user"
 
@@ -21,7 +21,7 @@ def described(*, cluster: str = "c", topic_id: str = "t", partitions: int = 1, f
 def row(
     next_offset: int, *, partition: int = 0, topic_id: str = "t", retired: bool = False, stream_id: int = 1
 ) -> StreamRow:
-    stream = Stream(topic=TOPIC, partition=partition, topic_id=topic_id, cluster_id="c")
+    stream = KafkaPartitionId(topic=TOPIC, partition=partition, topic_id=topic_id, cluster_id="c")
     return StreamRow(stream_id=stream_id, stream=stream, epoch=1, next_offset=next_offset, retired=retired)
 
 
@@ -39,7 +39,9 @@ def planned(
         assert first_new is not None, "the records need not be compared"
         return first_new
 
-    changes: list[Change] = plan(rows, {TOPIC: now}, lambda _, partition: ranges[partition], find, undrained=undrained)
+    changes: list[Rebinding] = plan(
+        rows, {TOPIC: now}, lambda _, partition: ranges[partition], find, undrained=undrained
+    )
     return [(change.act, change.stream.partition, change.offset) for change in changes]
 
 
@@ -81,11 +83,11 @@ def test_an_end_that_cannot_be_trusted_is_no_lost_end() -> None:
 def test_new_partitions_are_adopted_once_the_old_ones_are_drained() -> None:
     now = described(partitions=2)
     assert planned([row(9)], now, {0: (0, 9), 1: (0, 3)}) == [(Act.REGISTER, 1, 0)]
-    with pytest.raises(Refused, match="unread"):
+    with pytest.raises(OperatorActionRequired, match="unread"):
         planned([row(8)], now, {0: (0, 9), 1: (0, 3)})
     assert planned([row(8)], now, {0: (0, 9), 1: (0, 3)}, undrained=True) == [(Act.REGISTER, 1, 0)]
 
 
 def test_partitions_never_become_fewer() -> None:
-    with pytest.raises(Refused, match="right cluster"):
+    with pytest.raises(OperatorActionRequired, match="right cluster"):
         planned([row(9), row(9, partition=1)], described(), {0: (0, 9)})

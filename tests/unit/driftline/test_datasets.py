@@ -17,18 +17,18 @@ from contracts import topics
 from contracts.codec import Decoder, Malformed, Reason
 from contracts.records import Item, Label, Payment, Relation, UserEvent
 from driftline.datasets import amazon_titles, berka, foursquare, online_retail
+from driftline.datasets.dataset_names import NAMES
 from driftline.datasets.known import known_source
-from driftline.datasets.names import NAMES
 from driftline.recorded import Recording, Source
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 from runtime.produce import Outgoing
 
 
 def test_an_unknown_data_set_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Usage, match="known: stackoverflow"):
+    with pytest.raises(ConfigurationError, match="known: stackoverflow"):
         known_source("netflix", tmp_path)
     for name in NAMES:
-        with pytest.raises(Usage, match=f"no file of {name}"):
+        with pytest.raises(ConfigurationError, match=f"no file of {name}"):
             known_source(name, tmp_path)
 
 

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from contracts.records import DriftAlarm, DriftWindow, LossSum, Progress
+from driftline.demo.render import surprise
 from driftline.demo.report import by_step, first_of_id
-from driftline.demo.told import surprise
 
 
 def _progress(step: int, loss: float = 1.0) -> Progress:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from contracts.records import MAX_ID_CHARS
 from driftline.id_lists import IdList, check_ids, meant, read_ids
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 IDS = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\n"), min_size=1, max_size=8).filter(
@@ -75,7 +75,7 @@ def test_every_list_comes_back_as_it_was_written(
 def test_a_line_that_can_be_no_id_is_refused_with_its_number(
     tmp_path: Path, content: bytes, said: tuple[str, ...]
 ) -> None:
-    with pytest.raises(Usage) as refused:
+    with pytest.raises(ConfigurationError) as refused:
         listed(tmp_path, content)
     for part in said:
         assert part in str(refused.value)
@@ -83,7 +83,7 @@ def test_a_line_that_can_be_no_id_is_refused_with_its_number(
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * (MAX_ID_CHARS + 1), "b\udce9n"])
 def test_the_command_line_is_read_as_strictly(name: str) -> None:
-    with pytest.raises(Usage):
+    with pytest.raises(ConfigurationError):
         check_ids(["anna", name], where="here")
     assert check_ids([" anna", " anna"], where="here") == [" anna"]
 

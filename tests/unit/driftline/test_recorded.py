@@ -16,7 +16,7 @@ from contracts import topics
 from contracts.codec import Decoder, Malformed, Reason
 from contracts.records import Label, Payment
 from driftline.recorded import Columns, LateLabel, Recording, Reshape, Source, tables
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 from runtime.produce import Outgoing
 
 CLICKS = Columns(user="user", time="ts", type="kind")
@@ -162,13 +162,13 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "short.csv").write_text("user,ts\n1,2\n")
     pq.write_table(pa.table({"user": [1]}), tmp_path / "wrong.parquet")
     source = Source(name="t", file=tmp_path / name, columns=CLICKS)
-    with pytest.raises(Usage, match=f"{name}"):
+    with pytest.raises(ConfigurationError, match=f"{name}"):
         list(Recording(source).records())
 
 
 def test_a_column_of_lists_is_refused_by_name(tmp_path: Path) -> None:
     source = _parquet(tmp_path, {"user": [[1]], "ts": [1], "kind": ["a"]}, CLICKS)
-    with pytest.raises(Usage, match="column user holds no plain values"):
+    with pytest.raises(ConfigurationError, match="column user holds no plain values"):
         list(Recording(source).records())
 
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from driftline import supervisor
-from driftline.supervisor import Child, supervise
+from driftline.local import supervisor
+from driftline.local.supervisor import Child, supervise
 from runtime.lifecycle import Stop
 from runtime.redaction import Secrets
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from learners.batch import Floats
-from learners.blocks.histories import bucket, last_at, pad
 from learners.blocks.interval import interval_nll, tick_of
 from learners.blocks.optimizers import adam, clip, row_adagrad
+from learners.blocks.padding import bucket, last_at, pad
 from learners.blocks.quadrature import log_rule
 from learners.blocks.thinning import BoundExceeded, next_times
-from learners.synthetic import SECOND, START, batch_of, hawkes, random_histories
+from learners.contract.batch import Floats
+from learners.contract.made_up.streams import SECOND, START, batch_of, hawkes, random_histories
 
 KNEE = 4.0**-6
 

@@ -11,12 +11,20 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from learners.batch import Batch, Query, TargetKind
 from learners.blocks.time_features import KNEE, bank
-from learners.models.prompttpp import PromptTPPConfig, encode, match_loss, retrieve, states, total_rate
-from learners.online import PromptTPP
-from learners.protocol import ForeignState, State
-from learners.synthetic import SECOND, History, batch_of, context_of, random_batch, random_histories, words
+from learners.contract.batch import Batch, Query, TargetKind
+from learners.contract.made_up.streams import (
+    SECOND,
+    MadeUpHistory,
+    batch_of,
+    context_of,
+    random_batch,
+    random_histories,
+    words,
+)
+from learners.contract.protocol import ForeignState, State
+from learners.models.prompttpp.learner import PromptTPP
+from learners.models.prompttpp.network import PromptTPPConfig, encode, match_loss, retrieve, states, total_rate
 
 LENGTHS = [1, 10, 30, 60]
 
@@ -337,7 +345,7 @@ def test_usage_counts_what_rows_retrieve() -> None:
 def test_a_new_type_starts_where_its_name_says_whatever_came_before() -> None:
     first, second = learner_of(0), learner_of(0)
     histories = [
-        History(at=np.arange(3, dtype=np.int64) * SECOND, type=words(names))
+        MadeUpHistory(at=np.arange(3, dtype=np.int64) * SECOND, type=words(names))
         for names in (["a", "b", "c"], ["c", "b", "a"])
     ]
     for learner, history in zip((first, second), histories, strict=True):
@@ -352,7 +360,7 @@ def test_a_new_type_starts_where_its_name_says_whatever_came_before() -> None:
 
 def test_tables_grow_and_an_evicted_type_leaves_no_trace() -> None:
     learner = learner_of(0, max_types=70)
-    many = History(at=np.arange(72, dtype=np.int64) * SECOND, type=words([f"t{i}" for i in range(72)]))
+    many = MadeUpHistory(at=np.arange(72, dtype=np.int64) * SECOND, type=words([f"t{i}" for i in range(72)]))
     report = learner.learn(batch_of([many], [(0, 69)]))
     assert len(learner.state()["weights.out"]) == 128
     assert report.actions == ("type 't0' gave its row to 't70'", "type 't1' gave its row to 't71'")
@@ -432,7 +440,7 @@ def test_marginal_types_agree_with_a_fine_grid(monkeypatch: pytest.MonkeyPatch) 
         coarse = learner.predict(batch.context, late).type_log_probs.exp()
         with monkeypatch.context() as patch:
             fine = np.concatenate([[0.0], 10.0 ** np.linspace(-5, 4, 400)])
-            patch.setattr("learners.online.TYPE_EDGES", fine)
+            patch.setattr("learners.models.prompttpp.learner.TYPE_EDGES", fine)
             exact = learner.predict(batch.context, late).type_log_probs.exp()
         torch.testing.assert_close(coarse, exact, rtol=0, atol=5e-4)
 

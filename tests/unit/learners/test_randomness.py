@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from learners.randomness import digest, uniform, uniform_tensor
+from learners.contract.randomness import digest, uniform, uniform_tensor
 
 
 def test_a_draw_does_not_depend_on_its_neighbours() -> None:

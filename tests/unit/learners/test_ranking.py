@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from learners.batch import Batch, Candidates, Drawn, Floats, Ints, Target, TargetKind
+from learners.baselines.own_count import OwnCount
 from learners.blocks.popularity_counts import PopularityCounts
-from learners.protocol import ForeignState
-from learners.ranking.candidates import Ranking, RankingConfig
-from learners.ranking.measures import measures
-from learners.ranking.popularity import OwnCountFloor
-from learners.ranking.synthetic import Purchase, Shop, purchases, steps
-from learners.synthetic import SECOND, START, words
+from learners.contract.batch import Batch, Candidates, Drawn, Floats, Ints, Target, TargetKind
+from learners.contract.made_up.shop import Purchase, Shop, purchases, steps
+from learners.contract.made_up.streams import SECOND, START, words
+from learners.contract.protocol import ForeignState
+from learners.tasks.ranking import Ranking, RankingConfig
+from learners.tasks.ranking_measures import measures
 
 
 def bought(*items: str, user: str = "user", at: int = 0, key: int = 0) -> list[Purchase]:
@@ -230,8 +230,8 @@ def test_measures_are_what_their_names_say() -> None:
     assert asked_about([0.0] * 21, [chosen] + [all_items] * 20)["mrr"] == pytest.approx(1 / 11)
 
 
-def floor_after(events: list[Purchase]) -> OwnCountFloor:
-    floor, ranking = OwnCountFloor(), Ranking()
+def floor_after(events: list[Purchase]) -> OwnCount:
+    floor, ranking = OwnCount(), Ranking()
     for batch in steps(events):
         floor.learn(ranking.ask(batch))
         ranking.learn(batch)

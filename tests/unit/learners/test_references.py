@@ -9,15 +9,15 @@ import pytest
 import torch
 from scipy import stats
 
-from learners.batch import Batch, Query, TargetKind
-from learners.build import BUILDERS, REFERENCES, build, build_cohort, references
-from learners.cohort import Tally
-from learners.floors import MarkovFloor
-from learners.models.prompttpp import PromptTPPConfig
-from learners.online import PromptTPP
-from learners.protocol import State
-from learners.references import Frozen, finetune_config, slow_config
-from learners.synthetic import SECOND, batch_of, random_batch, random_histories, words
+from learners.arms.frozen import Frozen, finetune_config, slow_config
+from learners.arms.group import LossTotal
+from learners.baselines.markov import MarkovCounts
+from learners.contract.batch import Batch, Query, TargetKind
+from learners.contract.made_up.streams import SECOND, batch_of, random_batch, random_histories, words
+from learners.contract.protocol import State
+from learners.models.prompttpp.learner import PromptTPP
+from learners.models.prompttpp.network import PromptTPPConfig
+from learners.registry import BASELINES, BUILDERS, baselines, build, build_group
 
 
 def same_bits(left: State, right: State) -> bool:
@@ -40,7 +40,7 @@ def test_a_frozen_reference_learns_as_its_inner_learner_does_and_then_stops() ->
 
 
 def test_ticks_do_not_count_as_warm_up() -> None:
-    frozen, batch = Frozen(MarkovFloor(), warmup_events=8), random_batch(1, 8, 10)
+    frozen, batch = Frozen(MarkovCounts(), warmup_events=8), random_batch(1, 8, 10)
     frozen.learn(replace(batch, target=replace(batch.target, kind=TargetKind.TICK)))
     assert not frozen.frozen
 
@@ -62,12 +62,12 @@ def test_builders_are_found_by_name_and_a_wrong_name_gets_the_list() -> None:
         match="finetune, frozen, markov, own_count, prompttpp, risk, risk_rate, sdim, sdim_frozen, sdim_unclocked, ",
     ):
         build("promptpp")
-    assert {arm for arms in REFERENCES.values() for arm in arms} < BUILDERS
-    assert list(references("sdim", width=8)) == ["sdim_frozen", "sdim_unclocked", "own_count"]
-    assert list(references("prompttpp")) == ["frozen", "finetune", "markov"]
-    assert list(references("risk", task="default")) == ["risk_rate"]
-    assert references("markov") == {}
-    assert build_cohort("prompttpp", hidden=16, last_n=48).needs.last_n == 48
+    assert {arm for arms in BASELINES.values() for arm in arms} < BUILDERS
+    assert list(baselines("sdim", width=8)) == ["sdim_frozen", "sdim_unclocked", "own_count"]
+    assert list(baselines("prompttpp")) == ["frozen", "finetune", "markov"]
+    assert list(baselines("risk", task="default")) == ["risk_rate"]
+    assert baselines("markov") == {}
+    assert build_group("prompttpp", hidden=16, last_n=48).needs.last_n == 48
 
 
 def test_a_prediction_made_without_gradients_is_learnt_from_all_the_same() -> None:
@@ -80,13 +80,13 @@ def test_a_prediction_made_without_gradients_is_learnt_from_all_the_same() -> No
 
 
 def test_tallies_add_up() -> None:
-    total = Tally(sum=2.0, count=3) + Tally(sum=1.0, count=1)
+    total = LossTotal(sum=2.0, count=3) + LossTotal(sum=1.0, count=1)
     assert (total.sum, total.count, total.mean) == (3.0, 4, 0.75)
-    assert np.isnan(Tally().mean)
+    assert np.isnan(LossTotal().mean)
 
 
-def taught_floor(steps: int = 60) -> MarkovFloor:
-    floor = MarkovFloor()
+def taught_floor(steps: int = 60) -> MarkovCounts:
+    floor = MarkovCounts()
     for step in range(steps):
         floor.learn(random_batch(step, 16, 6))
     return floor
@@ -154,7 +154,7 @@ def test_the_model_beats_the_floor_where_gaps_depend_on_more_than_the_last_type(
         return batch_of(histories, [(row, 12) for row in range(16)])
 
     model = PromptTPP(PromptTPPConfig(learning_rate=0.01, clip_norm=0.2))
-    floor = MarkovFloor()
+    floor = MarkovCounts()
     losses = []
     for step in range(220):
         batch = alternating(step)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from learners.baselines.measures import area_under_roc, average_precision, log_loss
-from learners.baselines.parties import BELIEF, DAY_US, KNOWN_US, SPANS_US, Parties
-from learners.baselines.risk import COLUMNS, ITERATIONS, KNOTS, Risk, RiskConfig, columns
-from learners.baselines.synthetic import Paid, Till, payments
-from learners.batch import Batch, Floats
-from learners.build import build, build_cohort
-from learners.cohort import Cohort, CohortReport
-from learners.synthetic import SECOND
+from learners.arms.group import ArmGroup, ArmGroupReport
+from learners.baselines.counterparty_features import BELIEF, DAY_US, KNOWN_US, SPANS_US, CounterpartyFeatures
+from learners.baselines.logistic_risk import COLUMNS, ITERATIONS, KNOTS, Risk, RiskConfig, columns
+from learners.contract.batch import Batch, Floats
+from learners.contract.made_up.payments import Paid, Till, payments
+from learners.contract.made_up.streams import SECOND
+from learners.registry import build, build_group
+from learners.tasks.outcome_measures import area_under_roc, average_precision, log_loss
 
 PRIOR = 0.01
 HOUR_US = 3600 * SECOND
@@ -32,7 +32,7 @@ def fading(ats: list[int], now: int, span: int) -> float:
 
 
 def test_counts_of_parties_are_sums_over_what_was_handled_and_known_before_the_step() -> None:
-    rows, till, parties = payments(1, 240, users=5, merchants=4), Till(), Parties(capacity=9, prior=PRIOR)
+    rows, till, parties = payments(1, 240, users=5, merchants=4), Till(), CounterpartyFeatures(capacity=9, prior=PRIOR)
     known: list[tuple[Paid, int]] = []
     for start in range(0, 240, 8):
         step = rows[start : start + 8]
@@ -59,7 +59,7 @@ def test_counts_of_parties_are_sums_over_what_was_handled_and_known_before_the_s
 def test_a_payment_that_comes_late_is_worth_what_is_left_of_it() -> None:
     rows, found = payments(2, 30, merchants=1), []
     for order in (range(30), [*range(15, 30), *range(15)]):
-        parties, till = Parties(capacity=9, prior=PRIOR), Till()
+        parties, till = CounterpartyFeatures(capacity=9, prior=PRIOR), Till()
         for number in order:
             parties.learn(till.step([rows[number]]))
         last = replace_at(rows[0], rows[-1].at + DAY_US)
@@ -72,7 +72,7 @@ def replace_at(row: Paid, at: int) -> Paid:
 
 
 def test_parties_used_longest_ago_are_let_go_and_erased_ones_at_once() -> None:
-    rows, till, parties = payments(3, 60), Till(), Parties(capacity=4, prior=PRIOR)
+    rows, till, parties = payments(3, 60), Till(), CounterpartyFeatures(capacity=4, prior=PRIOR)
     for row in rows:
         parties.learn(till.step([row]))
     newest = list(dict.fromkeys(row.merchant for row in reversed(rows)))[:4]
@@ -131,12 +131,12 @@ def test_a_step_moves_the_weights_to_the_mode_of_their_belief() -> None:
     torch.testing.assert_close(learner.state()["precision"], curvature, rtol=1e-6, atol=1e-6)
 
 
-def lesson(cohort: Cohort, rows: list[Paid], *, delay: int, size: int = 16) -> list[tuple[Floats, CohortReport]]:
+def lesson(arm_group: ArmGroup, rows: list[Paid], *, delay: int, size: int = 16) -> list[tuple[Floats, ArmGroupReport]]:
     """Steps of a stream whose outcomes come `delay` steps late; (risks as issued, report) of each that learnt some."""
     till, features, risks, found = Till(), dict[int, Floats](), dict[int, Floats](), []
     for start in range(0, len(rows), size):
         step = rows[start : start + size]
-        report = cohort.step(till.step(step))
+        report = arm_group.step(till.step(step))
         assert report.issued is not None
         for row, feature, risk in zip(step, report.issued.features, report.issued.risks, strict=True):
             features[row.key], risks[row.key] = feature, risk
@@ -144,13 +144,13 @@ def lesson(cohort: Cohort, rows: list[Paid], *, delay: int, size: int = 16) -> l
         if due:
             batch = till.outcomes(due, np.stack([features[row.key] for row in due]), known_at=[step[-1].at] * len(due))
             issued = np.stack([risks[row.key] for row in due])
-            found.append((issued, cohort.mature(batch, issued)))
+            found.append((issued, arm_group.mature(batch, issued)))
     return found
 
 
 def test_risks_of_a_known_world_are_found_and_beat_the_rate() -> None:
-    rows, cohort = payments(6, 6000, users=60), build_cohort("risk")
-    found = lesson(cohort, rows, delay=4)
+    rows, arm_group = payments(6, 6000, users=60), build_group("risk")
+    found = lesson(arm_group, rows, delay=4)
     issued = np.concatenate([risks for risks, _ in found[200:]])
     told = rows[200 * 16 : 200 * 16 + len(issued)]
     y, truth = np.asarray([row.y for row in told]), np.asarray([row.risk for row in told])
@@ -162,8 +162,8 @@ def test_risks_of_a_known_world_are_found_and_beat_the_rate() -> None:
 
 
 def test_the_headline_is_the_prediction_as_issued_and_what_is_known_today_stands_beside_it() -> None:
-    rows, cohort = payments(7, 400), build_cohort("risk")
-    for step, (risks, report) in enumerate(lesson(cohort, rows, delay=3)):
+    rows, arm_group = payments(7, 400), build_group("risk")
+    for step, (risks, report) in enumerate(lesson(arm_group, rows, delay=3)):
         y = np.asarray([row.y for row in rows[16 * step : 16 * step + 16]])
         for column, arm in enumerate(("learner", "reference.risk_rate")):
             assert report.losses[arm]["risk"].count == report.losses[arm]["risk_mature"].count == 16
@@ -174,14 +174,14 @@ def test_the_headline_is_the_prediction_as_issued_and_what_is_known_today_stands
 
 
 def test_a_cohort_goes_on_from_its_state_bit_for_bit() -> None:
-    rows, cohort, heir = payments(8, 640), build_cohort("risk"), build_cohort("risk")
-    lesson(cohort, rows[:320], delay=2)
-    state = cohort.state()
+    rows, arm_group, heir = payments(8, 640), build_group("risk"), build_group("risk")
+    lesson(arm_group, rows[:320], delay=2)
+    state = arm_group.state()
     assert {name.partition("/")[0] for name in state} == {"learner", "reference.risk_rate", "parties"}
     heir.load({name: state[name] for name in sorted(state, reverse=True)})
-    for one, other in zip(lesson(cohort, rows[320:], delay=2), lesson(heir, rows[320:], delay=2), strict=True):
+    for one, other in zip(lesson(arm_group, rows[320:], delay=2), lesson(heir, rows[320:], delay=2), strict=True):
         assert one[1].losses == other[1].losses
-    left, right = cohort.state(), heir.state()
+    left, right = arm_group.state(), heir.state()
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
@@ -255,7 +255,7 @@ def test_counts_of_parties_after_a_correction_are_those_of_the_label_known_when_
     rows, till = payments(13, 60, users=5, merchants=4), Till()
     till.step(rows)
     silent_at, later = rows[-1].at, rows[-1].at + 40 * DAY_US
-    told, mended = Parties(capacity=9, prior=PRIOR), Parties(capacity=9, prior=PRIOR)
+    told, mended = CounterpartyFeatures(capacity=9, prior=PRIOR), CounterpartyFeatures(capacity=9, prior=PRIOR)
     batch = as_silent(rows, till, silent_at)
     y = np.array([float(n < 4) for n in range(len(rows))])
     told.learn(replace(batch, target=replace(batch.target, y=y)))
@@ -272,12 +272,12 @@ def test_losses_as_issued_of_a_corrected_silence_are_those_of_its_label_in_time(
     rows, till = payments(14, 24), Till()
     till.step(rows)
     risks = np.column_stack([np.linspace(0.01, 0.9, 24), np.full(24, 0.2)])
-    late, silent = build_cohort("risk"), as_silent(rows, till, rows[-1].at)
+    late, silent = build_group("risk"), as_silent(rows, till, rows[-1].at)
     first = late.mature(silent, risks)
     mended = corrections(rows[:5], till, silent_at=rows[-1].at, known_at=rows[-1].at)
     then = late.mature(mended, risks[:5])
     y = np.array([float(n < 5) for n in range(24)])
-    in_time = build_cohort("risk").mature(replace(silent, target=replace(silent.target, y=y)), risks)
+    in_time = build_group("risk").mature(replace(silent, target=replace(silent.target, y=y)), risks)
     for arm in late.arms:
         found = [first.losses[arm], then.losses[arm]]
         total = sum(losses[name].sum for losses in found for name in ("risk", "risk_corrected") if name in losses)

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from learners.batch import Batch, Candidates
-from learners.coding import from_json_tensor
-from learners.models.sdim import SDIMConfig, item_row
-from learners.protocol import Losses
-from learners.ranking.candidates import Ranking, RankingConfig
-from learners.ranking.online import SDIM, unclocked_config
-from learners.ranking.published import Published
-from learners.ranking.synthetic import Purchase, Shop, purchases
-from learners.synthetic import SECOND, words
-from learners.vocabulary import UNKNOWN, UNKNOWN_NAME
+from learners.contract.batch import Batch, Candidates
+from learners.contract.made_up.shop import Purchase, Shop, purchases
+from learners.contract.made_up.streams import SECOND, words
+from learners.contract.protocol import Losses
+from learners.contract.state_codec import from_json_tensor
+from learners.contract.string_index import UNKNOWN, UNKNOWN_NAME
+from learners.models.sdim.embedding_version import EmbeddingVersion
+from learners.models.sdim.learner import SDIM, unclocked_config
+from learners.models.sdim.network import SDIMConfig, item_row
+from learners.tasks.ranking import Ranking, RankingConfig
 
 CONFIG = SDIMConfig(seed=2, width=16, bits=24, last_n=64, short_n=6, publish_every=5, publish_drift=1.0, table_users=0)
 
@@ -246,6 +246,6 @@ def test_a_configuration_that_cannot_be_is_refused(broken: dict[str, int]) -> No
 
 def test_a_first_version_knows_no_item_and_still_answers() -> None:
     learner, batch = SDIM(CONFIG), next(asked(5, 16))
-    assert isinstance(learner.published, Published)
+    assert isinstance(learner.published, EmbeddingVersion)
     assert learner.published.names == ()
     assert bool(torch.isfinite(logits(learner, batch)).all())

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from learners.batch import Candidates, Query
-from learners.models.sdim import SDIMConfig
-from learners.protocol import ForeignState
-from learners.ranking.candidates import Ranking, RankingConfig
-from learners.ranking.online import SDIM
-from learners.ranking.published import Published, StaleRow, serving
-from learners.ranking.synthetic import Purchase, Shop, context_of, purchases
-from learners.synthetic import SECOND, words
+from learners.contract.batch import Candidates, Query
+from learners.contract.made_up.shop import Purchase, Shop, context_of, purchases
+from learners.contract.made_up.streams import SECOND, words
+from learners.contract.protocol import ForeignState
+from learners.models.sdim.embedding_version import EmbeddingVersion, StaleRow, serving
+from learners.models.sdim.learner import SDIM
+from learners.models.sdim.network import SDIMConfig
+from learners.tasks.ranking import Ranking, RankingConfig
 
 CONFIG = SDIMConfig(seed=2, width=16, last_n=40, short_n=6, publish_every=8, publish_drift=1.0, reserve=8)
 ITEMS = words([f"item {number}" for number in range(0, 200, 3)] + ["never seen"])
@@ -60,7 +60,7 @@ def from_the_sequence(learner: SDIM, events: Sequence[Purchase]) -> Tensor:
     return logits[0]
 
 
-def from_the_row(served: Published, learner: SDIM, user: str, events: Sequence[Purchase], cursor: int) -> Tensor:
+def from_the_row(served: EmbeddingVersion, learner: SDIM, user: str, events: Sequence[Purchase], cursor: int) -> Tensor:
     """[C] from the row, what came behind the cursor, and the newest `short_n` behaviours."""
     (row,) = learner.signature_rows([user])
     now = max(event.at for event in events) + 1

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learners.batch import Ints
 from learners.blocks.lazy_tables import rows_adagrad
 from learners.blocks.optimizers import row_adagrad
 from learners.blocks.signature_table import SignatureTable, build, read, read_counts
 from learners.blocks.simhash import collision_probability, hash_id, hash_matrix, signatures
+from learners.contract.batch import Ints
 
 DRAWS = 20_000
 ONE = torch.zeros(1, dtype=torch.int64)

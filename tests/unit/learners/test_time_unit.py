@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from learners.batch import Batch, Floats, Query
+from learners.baselines.markov import MarkovCounts
 from learners.blocks.time_unit import FIRST, KEPT, NEWEST, REACH, TimeUnit
-from learners.floors import MarkovFloor
-from learners.models.prompttpp import PromptTPPConfig
-from learners.online import PromptTPP
-from learners.protocol import ForeignState, Learner
-from learners.synthetic import SECOND, START, History, batch_of, words
+from learners.contract.batch import Batch, Floats, Query
+from learners.contract.made_up.streams import SECOND, START, MadeUpHistory, batch_of, words
+from learners.contract.protocol import ForeignState, Learner
+from learners.models.prompttpp.learner import PromptTPP
+from learners.models.prompttpp.network import PromptTPPConfig
 
 HOUR = 3_600 * SECOND
 STEP = 32
@@ -118,12 +118,12 @@ def steps(burst: int, rows: int) -> list[Batch]:
     for first in range(0, burst, STEP):
         seen = max(0, first - STEP)
         asked = range(first + 1, min(first + STEP, burst) + 1)
-        history = History(at=at[seen : asked[-1] + 1], type=words(["x"] * (asked[-1] + 1 - seen)))
+        history = MadeUpHistory(at=at[seen : asked[-1] + 1], type=words(["x"] * (asked[-1] + 1 - seen)))
         found.append(batch_of([history], [(0, place - seen) for place in asked]))
     for _ in range(rows // STEP):
         gaps = rng.exponential(10 * HOUR, (STEP, 8)).astype(np.int64) + 1
         histories = [
-            History(at=START + np.cumsum(row), type=words([f"t{(user + place) % 3}" for place in range(8)]))
+            MadeUpHistory(at=START + np.cumsum(row), type=words([f"t{(user + place) % 3}" for place in range(8)]))
             for user, row in enumerate(gaps)
         ]
         found.append(batch_of(histories, [(user, 7) for user in range(STEP)]))
@@ -151,7 +151,7 @@ def test_a_burst_at_the_start_costs_two_steps_and_then_nothing() -> None:
     """Without the mending: 17 million nats an event, and thousands for ever."""
     burst, rows = 300, 3_200
     first = math.ceil(burst / STEP)
-    learner, floor, calm = PromptTPP(PromptTPPConfig()), MarkovFloor(), PromptTPP(PromptTPPConfig())
+    learner, floor, calm = PromptTPP(PromptTPPConfig()), MarkovCounts(), PromptTPP(PromptTPPConfig())
     burst_steps = steps(burst, rows)
     told, counted, without = (
         losses_of(learner, burst_steps),

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.coding import json_tensor
-from learners.protocol import ForeignState
-from learners.synthetic import words
-from learners.vocabulary import UNKNOWN, Vocabulary, rows_for
+from learners.contract.made_up.streams import words
+from learners.contract.protocol import ForeignState
+from learners.contract.state_codec import json_tensor
+from learners.contract.string_index import UNKNOWN, StringIndex, rows_for
 
 
 def test_numbers_follow_the_first_appearance() -> None:
-    vocabulary = Vocabulary(10)
+    vocabulary = StringIndex(10)
     numbered = vocabulary.learn(["b", "a", "b", "c"])
     assert [(new.number, new.name) for new in numbered] == [(1, "b"), (2, "a"), (3, "c")]
     assert vocabulary.numbers(words(["c", "nobody", "b"])).tolist() == [3, UNKNOWN, 1]
@@ -23,7 +23,7 @@ def test_numbers_follow_the_first_appearance() -> None:
 
 
 def test_the_string_used_longest_ago_gives_its_number_away() -> None:
-    vocabulary = Vocabulary(3)
+    vocabulary = StringIndex(3)
     vocabulary.learn(["a", "b", "c"])
     vocabulary.learn(["a"])
     (new,) = vocabulary.learn(["d"])
@@ -32,7 +32,7 @@ def test_the_string_used_longest_ago_gives_its_number_away() -> None:
 
 
 def test_a_string_of_the_same_step_is_not_evicted_by_a_newer_one() -> None:
-    vocabulary = Vocabulary(2)
+    vocabulary = StringIndex(2)
     vocabulary.learn(["a", "b"])
     vocabulary.learn(["c", "b"])
     assert set(vocabulary.names) == {"b", "c"}
@@ -40,9 +40,9 @@ def test_a_string_of_the_same_step_is_not_evicted_by_a_newer_one() -> None:
 
 @given(st.lists(st.lists(st.text(max_size=3), max_size=6), max_size=8), st.integers(1, 5))
 def test_a_restored_vocabulary_goes_on_as_the_first_would(steps: list[list[str]], capacity: int) -> None:
-    vocabulary = Vocabulary(capacity)
+    vocabulary = StringIndex(capacity)
     for strings in steps:
-        heir = Vocabulary.from_state(vocabulary.state())
+        heir = StringIndex.from_state(vocabulary.state())
         assert heir.learn(strings) == vocabulary.learn(strings)
         assert torch.equal(heir.state(), vocabulary.state())
         assert len(vocabulary) <= capacity + 1
@@ -61,12 +61,12 @@ def test_a_restored_vocabulary_goes_on_as_the_first_would(steps: list[list[str]]
 )
 def test_what_is_no_vocabulary_is_refused(broken: torch.Tensor) -> None:
     with pytest.raises(ForeignState):
-        Vocabulary.from_state(broken)
+        StringIndex.from_state(broken)
 
 
 def test_a_vocabulary_needs_room() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        Vocabulary(0)
+        StringIndex(0)
 
 
 def test_tables_grow_by_whole_blocks() -> None:

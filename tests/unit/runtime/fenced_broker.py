@@ -15,7 +15,7 @@ from typing import Final
 
 from runtime import kafka
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Trouble
+from runtime.lifecycle import DriftlineError
 
 CLUSTER: Final = b"cluster"
 _VERSIONS: Final = {18: 3, 3: 8}
@@ -75,7 +75,7 @@ def main(good: int) -> None:
         for _ in range(4):
             try:
                 print(kafka.cluster_id(config, client=client, timeout_s=1.0))
-            except Trouble as trouble:
+            except DriftlineError as trouble:
                 print(type(trouble).__name__)
         broker.shutdown()
 

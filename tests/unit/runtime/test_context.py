@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runtime.context import context_of
-from storage.sequences import PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART, USER, SequenceEvent
+from contexts.batch_builder import context_of
+from storage.sequences.user_sequences import PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART, USER, SequenceEvent
 
 BARE = SequenceEvent(
     at=1_000_000, event_id="e", topic="events.user", partition=0, offset=3, stream_id=1, kind=USER, type="click",

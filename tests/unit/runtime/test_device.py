@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from runtime.device import device_class
+from runtime.device_class import device_class
 
 
 def test_the_device_class_names_what_the_bytes_depend_on() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime import failpoints
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -39,7 +39,7 @@ def test_unarmed_nothing_happens() -> None:
     "text", ["ingest.nowhere", "ingest.before_commit:0", "ingest.before_commit:x", "ingest.before_commit:1:nap"]
 )
 def test_a_fail_point_that_does_not_exist_is_refused(text: str) -> None:
-    with pytest.raises(Usage):
+    with pytest.raises(ConfigurationError):
         failpoints.arm(text)
 
 

@@ -13,7 +13,7 @@ from confluent_kafka import Message, TopicPartition
 from contracts import topics as topic_list
 from contracts.topics import Topic
 from runtime import kafka
-from runtime.kafka import BrokerAway, KafkaConfig, Stream, TopicMissing
+from runtime.kafka import BrokerAway, KafkaConfig, PartitionOfTopic, TopicMissing
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -36,7 +36,7 @@ def test_a_description_names_cluster_topic_and_partitions(topics: KafkaConfig) -
     assert user.partitions == 4
     assert user.topic_id != described["items"].topic_id
     assert user.cluster_id == kafka.cluster_id(topics)
-    assert user.streams[3] == Stream(user.cluster_id, user.topic_id, "events.user", 3)
+    assert user.streams[3] == PartitionOfTopic(user.cluster_id, user.topic_id, "events.user", 3)
 
 
 def test_a_recreated_topic_has_another_id(topics: KafkaConfig) -> None:

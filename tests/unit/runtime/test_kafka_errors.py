@@ -10,10 +10,12 @@ from confluent_kafka import KafkaError, KafkaException
 from runtime import kafka, kafka_errors
 from runtime.kafka import KafkaConfig
 from runtime.kafka_errors import BrokerAway, Causes, ClientLog, NoPermission, NotLetIn, Unfit, trouble
-from runtime.lifecycle import Exit, Refused, Transient
+from runtime.lifecycle import Exit, OperatorActionRequired, Transient
 
 
-def told(code: int, causes: Causes | None = None, text: str = "as the broker says") -> BrokerAway | Refused:
+def told(
+    code: int, causes: Causes | None = None, text: str = "as the broker says"
+) -> BrokerAway | OperatorActionRequired:
     return trouble(KafkaException(KafkaError(code, text)), causes or Causes(), where="Kafka at a:1, testing")
 
 
@@ -102,12 +104,12 @@ def test_a_connection_that_is_closed_at_once_points_at_the_protocol(caplog: pyte
         (KafkaError.POLICY_VIOLATION, Unfit, Exit.USAGE, "policy"),
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, NoPermission, Exit.REFUSED, "ACL"),
         (KafkaError.CLUSTER_AUTHORIZATION_FAILED, NoPermission, Exit.REFUSED, "ACL"),
-        (KafkaError.UNKNOWN, Refused, Exit.REFUSED, "broker's log"),
+        (KafkaError.UNKNOWN, OperatorActionRequired, Exit.REFUSED, "broker's log"),
     ],
 )
 def test_advice_fits_the_reason(code: int, kind: type, exit_code: Exit, helps: str) -> None:
     error = told(code)
     assert isinstance(error, kind)
     assert error.code == exit_code
-    assert helps in error.todo
+    assert helps in error.hint
     assert "credentials" not in str(error)

@@ -11,11 +11,11 @@ import pytest
 
 from runtime import kafka, kafka_options
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import Exit, Usage
+from runtime.lifecycle import ConfigurationError, Exit
 
 
 def refusal(options: dict[str, str]) -> str:
-    with pytest.raises(Usage) as refused:
+    with pytest.raises(ConfigurationError) as refused:
         kafka.check(KafkaConfig("127.0.0.1:1", options))
     assert refused.value.code == Exit.USAGE
     return str(refused.value)
@@ -182,7 +182,7 @@ def test_nothing_that_slipped_through_wins_over_the_promise(kafka_topics: KafkaC
     ],
 )
 def test_an_address_that_is_none_is_refused(bootstrap: str, why: str) -> None:
-    with pytest.raises(Usage, match="DRIFTLINE_KAFKA_BOOTSTRAP") as refused:
+    with pytest.raises(ConfigurationError, match="DRIFTLINE_KAFKA_BOOTSTRAP") as refused:
         kafka.check(KafkaConfig(bootstrap))
     assert why in str(refused.value)
     assert "secret" not in str(refused.value)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 
-from runtime.lifecycle import Exit, Refused, Stop, Transient, Usage, attempts, exit_code
+from runtime.lifecycle import ConfigurationError, Exit, OperatorActionRequired, Stop, Transient, attempts, exit_code
 
 
 def test_a_signal_asks_to_stop_and_the_handler_goes_away_again() -> None:
@@ -63,13 +63,13 @@ def test_attempts_go_on_until_asked_to_stop() -> None:
 
 
 def test_exit_codes_say_what_to_do() -> None:
-    assert exit_code(Usage("x")) is Exit.USAGE
-    assert exit_code(Refused("x")) == 3
+    assert exit_code(ConfigurationError("x")) is Exit.USAGE
+    assert exit_code(OperatorActionRequired("x")) == 3
     assert exit_code(Transient("x")) is exit_code(ValueError()) is Exit.FAILED
 
 
 def test_an_error_says_what_where_and_what_to_do() -> None:
     assert (
-        str(Refused("offset 9 is gone", where="items/0", todo="adopt it"))
+        str(OperatorActionRequired("offset 9 is gone", where="items/0", hint="adopt it"))
         == "offset 9 is gone [items/0]\n  -> adopt it"
     )

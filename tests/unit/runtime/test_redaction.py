@@ -73,7 +73,7 @@ def test_of_foreign_errors_only_those_that_name_no_person_say_more_than_their_ty
         "OSError: [Errno 28] No space left on device: '/data/x'"
     )
     assert said(KafkaException(KafkaError(KafkaError._TRANSPORT))) == "KafkaException: Local: Broker transport failure"
-    assert said(Transient("no answer", where="Kafka", todo="wait")) == "no answer [Kafka] -> wait"
+    assert said(Transient("no answer", where="Kafka", hint="wait")) == "no answer [Kafka] -> wait"
     assert said(Malformed(Reason.NOT_JSON, "anna")) == "Malformed"
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from runtime import settings
-from runtime.lifecycle import Exit, Usage
+from runtime.lifecycle import ConfigurationError, Exit
 from runtime.redaction import HIDDEN
 
 
@@ -29,7 +29,7 @@ def test_without_anything_the_defaults_hold() -> None:
 
 def test_an_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRIFTLINE_POSTGRES", "postgresql://h/d")
-    with pytest.raises(Usage, match="unknown setting DRIFTLINE_POSTGRES ") as caught:
+    with pytest.raises(ConfigurationError, match="unknown setting DRIFTLINE_POSTGRES ") as caught:
         settings.load()
     assert caught.value.code is Exit.USAGE
     assert "DRIFTLINE_POSTGRES_URL" in str(caught.value)
@@ -37,7 +37,7 @@ def test_an_unknown_variable_is_refused_by_name(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_unknown_variable_of_a_group_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRIFTLINE_INGEST__BATCH", "7")
-    with pytest.raises(Usage, match="DRIFTLINE_INGEST__BATCH: no such setting"):
+    with pytest.raises(ConfigurationError, match="DRIFTLINE_INGEST__BATCH: no such setting"):
         settings.load()
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_variable_of_a_group_is_refused_by_name(monkeypatch: pytest.M
 )
 def test_an_unfit_value_is_refused_and_not_repeated(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(Usage) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         settings.load()
     assert name.split("__")[-1].removeprefix("DRIFTLINE_").lower() in str(caught.value).lower()
     if len(value) > 2:
@@ -76,13 +76,13 @@ def test_a_file_may_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_named_file_that_is_absent_is_refused() -> None:
-    with pytest.raises(Usage, match="unreadable"):
+    with pytest.raises(ConfigurationError, match="unreadable"):
         settings.load(Path("absent.toml"))
 
 
 def test_an_unknown_setting_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "driftline.toml").write_text("[score]\nprot = 1\n")
-    with pytest.raises(Usage, match="SCORE__PROT: no such setting"):
+    with pytest.raises(ConfigurationError, match="SCORE__PROT: no such setting"):
         settings.load()
 
 
@@ -205,7 +205,7 @@ def test_what_kubernetes_sets_for_services_of_our_name_is_no_setting(monkeypatch
 )
 def test_what_only_looks_like_it_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(Usage, match=name):
+    with pytest.raises(ConfigurationError, match=name):
         settings.load()
 
 
@@ -215,7 +215,7 @@ UNFIT_SECRETS = ("", " ", "s3cret ", "\ts3cret", "s3cret\n", "s3cret\u00a0")
 @pytest.mark.parametrize("secret", UNFIT_SECRETS)
 def test_a_token_that_is_empty_or_has_blank_edges_is_refused(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("DRIFTLINE_SCORE__TOKEN", secret)
-    with pytest.raises(Usage, match=r"DRIFTLINE_SCORE__TOKEN: .*must not be empty") as caught:
+    with pytest.raises(ConfigurationError, match=r"DRIFTLINE_SCORE__TOKEN: .*must not be empty") as caught:
         settings.load()
     assert "s3cret" not in str(caught.value)
 
@@ -239,14 +239,14 @@ def test_so_is_a_secret_among_options(
     monkeypatch: pytest.MonkeyPatch, variable: str, options: Callable[[str], object], named: str, secret: str
 ) -> None:
     monkeypatch.setenv(variable, json.dumps(options(secret)))
-    with pytest.raises(Usage, match=f"{variable}: .*{named}: a secret must not be empty") as caught:
+    with pytest.raises(ConfigurationError, match=f"{variable}: .*{named}: a secret must not be empty") as caught:
         settings.load()
     assert "s3cret" not in str(caught.value)
 
 
 def test_a_secret_in_a_file_is_looked_at_too(tmp_path: Path) -> None:
     (tmp_path / "driftline.toml").write_text('[score]\ntoken = ""\n')
-    with pytest.raises(Usage, match="DRIFTLINE_SCORE__TOKEN"):
+    with pytest.raises(ConfigurationError, match="DRIFTLINE_SCORE__TOKEN"):
         settings.load()
 
 

@@ -8,8 +8,8 @@ import struct
 import httpx
 import pytest
 
-from runtime.lifecycle import Usage
-from runtime.telemetry import AdminServer, Health
+from runtime.admin_app import AdminServer, Health
+from runtime.lifecycle import ConfigurationError
 
 
 def test_the_pages_tell_health_readiness_and_metrics() -> None:
@@ -44,7 +44,7 @@ def test_what_is_watched_is_asked_at_each_look() -> None:
 
 
 def test_a_taken_port_is_said_to_be_taken() -> None:
-    with AdminServer(Health(), port=0) as first, pytest.raises(Usage, match="cannot listen"):
+    with AdminServer(Health(), port=0) as first, pytest.raises(ConfigurationError, match="cannot listen"):
         AdminServer(Health(), port=first.port)
 
 
@@ -72,7 +72,7 @@ def test_a_client_that_breaks_its_connection_leaves_no_word_in_the_log(capfd: py
 def test_a_silent_client_is_let_go_without_a_word(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.telemetry._QuietHandler.timeout", 0.2)
+    monkeypatch.setattr("runtime.admin_app._QuietHandler.timeout", 0.2)
     with AdminServer(Health(), port=0) as server, socket.create_connection(("127.0.0.1", server.port or 0)) as client:
         assert client.recv(1) == b""  # closed from the other side
     assert capfd.readouterr() == ("", "")

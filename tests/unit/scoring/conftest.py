@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 import pytest
 
 from contracts.scoring import ModelInfo
-from learners.build import RANKING
-from learners.protocol import Learner
-from scoring.models import Model
-from storage.registry import Snapshot
+from learners.contract.protocol import Learner
+from learners.registry import RANKING
+from scoring.serve.live_model import Model
+from storage.learning.snapshot_registry import Snapshot
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MakeModel = Callable[[Learner], Model]

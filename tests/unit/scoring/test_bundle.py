@@ -16,20 +16,20 @@ import torch
 from numpy.typing import NDArray
 
 from contracts.scoring import NextEventQuantile, RankedItem, ScoreRequest, TypeProbability
-from learners.build import build_cohort
-from learners.cohort import Cohort
-from learners.ranking.synthetic import purchases, steps
-from learners.synthetic import random_batch
-from runtime.device import device_class
+from learners.arms.group import ArmGroup
+from learners.contract.made_up.shop import purchases, steps
+from learners.contract.made_up.streams import random_batch
+from learners.registry import build_group
+from runtime.device_class import device_class
 from runtime.lifecycle import Exit
-from scoring import bundle as bundles
-from scoring.bundle import EXAMPLE, MANIFEST, WEIGHTS, BadBundle, Bundle, canonical, parse, seal
-from scoring.bundle_check import ATOL, RTOL, check, differences
-from scoring.bundle_example import THREADS, UNKNOWN
-from scoring.bundle_snapshot import bundle_of
-from storage import snapshots
-from storage.registry import Snapshot
-from storage.snapshots import BadSnapshot
+from scoring.export import bundle as bundles
+from scoring.export.bundle import EXAMPLE, MANIFEST, WEIGHTS, BadBundle, Bundle, canonical, parse, seal
+from scoring.export.bundle_check import ATOL, RTOL, check, differences
+from scoring.export.bundle_example import THREADS, UNKNOWN
+from scoring.export.bundle_snapshot import bundle_of
+from storage.learning import snapshot_files
+from storage.learning.snapshot_files import BadSnapshot
+from storage.learning.snapshot_registry import Snapshot
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SMALL = {"hidden": 8, "time_dim": 4, "layers": 1, "pool": 4, "prompt_length": 2, "retrieved": 2, "last_n": 8}
@@ -43,25 +43,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
 Tensors = dict[str, NDArray[Any]]
 
 
-def cohort_of(learner: str) -> Cohort:
+def cohort_of(learner: str) -> ArmGroup:
     """A learner that has learnt three steps."""
-    cohort = build_cohort(learner, 0, **OPTIONS[learner])
-    ranks = cohort.ranking is not None
+    arm_group = build_group(learner, 0, **OPTIONS[learner])
+    ranks = arm_group.ranking is not None
     for batch in steps(purchases(1, 96)) if ranks else [random_batch(step, 16, 6) for step in range(3)]:
-        cohort.step(batch)
-    return cohort
+        arm_group.step(batch)
+    return arm_group
 
 
 @cache
 def trained(learner: str) -> tuple[Snapshot, Tensors, dict[str, Any]]:
     """A snapshot of it, as the registry and its file have it."""
-    cohort = cohort_of(learner)
-    tensors = {name: tensor.contiguous().numpy() for name, tensor in cohort.state().items()}
-    sha256 = snapshots.digest(tensors)
+    arm_group = cohort_of(learner)
+    tensors = {name: tensor.contiguous().numpy() for name, tensor in arm_group.state().items()}
+    sha256 = snapshot_files.digest(tensors)
     manifest = {
         "schema_version": 1,
         "learner": learner,
-        "learner_version": cohort.version,
+        "learner_version": arm_group.version,
         "config": {"seed": 0, "options": OPTIONS[learner], "resolution_us": 1_000_000},
         "metrics": {"learner": {"type": {"sum": 1.5, "rows": 2}}},
         "sha256": sha256,
@@ -186,16 +186,16 @@ def resealed(**changed: Any) -> Bundle:
 def test_a_bundle_of_another_version_or_learner_is_refused_with_the_way_on(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(BadBundle, match=said) as caught:
         check(parse(resealed(**changed).files, where="here"), where="here")
-    assert "Driftline" in caught.value.todo
+    assert "Driftline" in caught.value.hint
 
 
 def other_weights(bundle: Bundle) -> Bundle:
     """Somebody else's weights under the example of these."""
-    cohort = cohort_of("prompttpp")
-    cohort.step(random_batch(9, 16, 6))
+    arm_group = cohort_of("prompttpp")
+    arm_group.step(random_batch(9, 16, 6))
     return seal(
         {name: value for name, value in bundle.manifest.items() if name not in {"bundle", "files", "schema_version"}},
-        cohort.learner.serving_state(),
+        arm_group.learner.serving_state(),
         json.loads(bundle.example),
     )
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.lifecycle import Usage
-from scoring.bundle import EXAMPLE, MANIFEST, WEIGHTS, Bundle, parse, seal
-from scoring.bundle_target import ABANDONED_S, LATEST, Away, Target
+from runtime.lifecycle import ConfigurationError
+from scoring.export.bundle import EXAMPLE, MANIFEST, WEIGHTS, Bundle, parse, seal
+from scoring.export.bundle_target import ABANDONED_S, LATEST, Away, BundleTarget
 
 KINDS = ["file", "memory", "ftp"]
 
@@ -64,27 +64,27 @@ def bundle(step: int, branch: int = 1) -> Bundle:
     return seal({"snapshot": snapshot}, {"weights": torch.full((3,), step)}, {"answer": step})
 
 
-def publish(target: Target, one: Bundle) -> None:
+def publish(target: BundleTarget, one: Bundle) -> None:
     target.put("markov", one)
     target.point("markov", one)
 
 
 def test_what_is_put_is_read_back_and_named_by_the_pointer(uri: str) -> None:
-    target, one = Target(uri), bundle(1)
+    target, one = BundleTarget(uri), bundle(1)
     target.prepare()
     assert target.folders() == []
     assert target.latest("markov") is None
     publish(target, one)
-    seen = Target(uri)
+    seen = BundleTarget(uri)
     assert seen.folders() == ["markov"]
     assert parse(seen.files("markov", one.id), where=uri) == one
     assert seen.latest("markov") == {"bundle": one.id, "learner": "markov", "id": "s-1-1", "branch": 1, "step": 1}
     assert seen.folders("markov") == [one.id, LATEST], "nothing unfinished is left"
-    assert Target(f"{uri}/markov/{one.id}").files() == one.files
+    assert BundleTarget(f"{uri}/markov/{one.id}").files() == one.files
 
 
 def test_the_pointer_moves_to_the_next_bundle(uri: str) -> None:
-    target = Target(uri)
+    target = BundleTarget(uri)
     for step in (1, 2):
         publish(target, bundle(step))
         latest = target.latest("markov")
@@ -99,7 +99,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
 def test_a_bundle_begun_is_not_seen_and_is_finished_by_the_next_try(uri: str, moved: int) -> None:
-    target, one, left = Target(uri), bundle(1), [moved]
+    target, one, left = BundleTarget(uri), bundle(1), [moved]
 
     def die() -> None:
         if left[0] == 0:
@@ -108,7 +108,7 @@ def test_a_bundle_begun_is_not_seen_and_is_finished_by_the_next_try(uri: str, mo
 
     with pytest.raises(Killed):
         target.put("markov", one, moving=die)
-    seen = Target(uri)
+    seen = BundleTarget(uri)
     assert not seen.holds("markov", one.id)
     assert seen.manifests("markov") == {}
     assert MANIFEST not in seen.files("markov", one.id)
@@ -117,15 +117,15 @@ def test_a_bundle_begun_is_not_seen_and_is_finished_by_the_next_try(uri: str, mo
 
 
 def test_a_damaged_bundle_is_written_anew(uri: str) -> None:
-    target, one = Target(uri), bundle(1)
+    target, one = BundleTarget(uri), bundle(1)
     target.put("markov", one)
     target._files.pipe_file(target._path("markov", one.id, WEIGHTS), b"damaged")
     target.put("markov", one)
-    assert Target(uri).files("markov", one.id) == one.files
+    assert BundleTarget(uri).files("markov", one.id) == one.files
 
 
 def test_retention_keeps_the_newest_and_the_one_that_is_pointed_at(uri: str) -> None:
-    target = Target(uri)
+    target = BundleTarget(uri)
     made = [bundle(1), bundle(2), bundle(3), bundle(1, branch=2)]
     for one in made:
         target.put("markov", one)
@@ -139,7 +139,7 @@ def test_retention_keeps_the_newest_and_the_one_that_is_pointed_at(uri: str) -> 
 
 
 def test_what_a_dead_process_left_is_swept_once_it_is_old(tmp_path: Path) -> None:
-    target, one = Target(str(tmp_path)), bundle(1)
+    target, one = BundleTarget(str(tmp_path)), bundle(1)
     publish(target, bundle(2))
     half, unfinished = tmp_path / "markov" / one.id, tmp_path / "markov" / f".writing-{one.id}-abcd"
     for folder in (half, unfinished):
@@ -154,7 +154,7 @@ def test_what_a_dead_process_left_is_swept_once_it_is_old(tmp_path: Path) -> Non
 
 
 def test_strangers_files_beside_the_bundles_are_left_alone(tmp_path: Path) -> None:
-    target = Target(str(tmp_path))
+    target = BundleTarget(str(tmp_path))
     publish(target, bundle(1))
     (tmp_path / "markov" / "README").write_text("ours")
     (tmp_path / "markov" / "notes").mkdir()
@@ -165,13 +165,13 @@ def test_strangers_files_beside_the_bundles_are_left_alone(tmp_path: Path) -> No
 
 
 def test_a_kind_of_place_that_fsspec_does_not_know_is_a_wrong_call() -> None:
-    with pytest.raises(Usage, match="Protocol not known: gopher"):
-        Target("gopher://somewhere/else")
+    with pytest.raises(ConfigurationError, match="Protocol not known: gopher"):
+        BundleTarget("gopher://somewhere/else")
 
 
 @pytest.mark.parametrize("there", ["ftp://user:secret@127.0.0.1:1/x", "/proc/nowhere"])
 def test_a_place_out_of_reach_is_told_without_its_password(there: str) -> None:
     with pytest.raises(Away) as caught:
-        Target(there).prepare()
+        BundleTarget(there).prepare()
     assert there.replace("secret", "**********") in str(caught.value)
     assert "secret" not in str(caught.value)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from contracts.scoring import ScoreAnswer, ScoreRequest
-from learners.build import build
-from scoring.answers import Outlook, answer
-from scoring.models import Model
-from scoring.questions import question_of
-from scoring.refusals import Failed
-from storage.offsets import Stream, StreamRow
-from storage.serving import Standing
+from learners.registry import build
+from scoring.errors import Failed
+from scoring.heads.next_event import Outlook, answer
+from scoring.heads.request_decoding import question_of
+from scoring.serve.live_model import Model
+from storage.log.offsets import KafkaPartitionId, StreamRow
+from storage.read_point import Standing
 
 if TYPE_CHECKING:
     from tests.unit.scoring.conftest import MakeModel
@@ -46,7 +46,7 @@ def answered(request: ScoreRequest, outlook: Outlook, model: Model, standing: St
 
 
 def stream(partition: int, *, retired: bool = False) -> StreamRow:
-    place = Stream(topic="events.user", partition=partition, topic_id="t", cluster_id="c")
+    place = KafkaPartitionId(topic="events.user", partition=partition, topic_id="t", cluster_id="c")
     return StreamRow(stream_id=partition, stream=place, epoch=1, next_offset=10 + partition, retired=retired)
 
 

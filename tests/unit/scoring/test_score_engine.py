@@ -14,17 +14,17 @@ import torch
 from structlog.testing import capture_logs
 
 from contracts.scoring import ScoreAnswer, ScoreRequest
-from learners.batch import Batch, Context, Query, Target
-from learners.protocol import Losses, Needs, Prediction, Report, State
-from scoring.engine import Engine
-from scoring.intake import Intake
-from scoring.models import Model, device_for
-from scoring.refusals import Failed, Invalid, NotReady, Refusal
-from scoring.shelf import Shelf
-from scoring.state import Seen, StateReader
+from learners.contract.batch import Batch, Context, Query, Target
+from learners.contract.protocol import Losses, Needs, Prediction, Report, State
+from scoring.errors import Failed, Invalid, NotReady, Refusal
+from scoring.serve.batch_engine import Engine
+from scoring.serve.live_model import Model, device_for
+from scoring.serve.model_loader import Shelf
+from scoring.serve.request_queue import RequestQueue
+from scoring.serve.state_reader import Seen, StateReader
 from storage.engine import Unavailable
-from storage.sequences import HistoryAsk, SequenceEvent
-from storage.serving import Standing
+from storage.read_point import Standing
+from storage.sequences.user_sequences import HistoryAsk, SequenceEvent
 
 if TYPE_CHECKING:
     from tests.unit.scoring.conftest import MakeModel
@@ -89,7 +89,7 @@ class StubReader:
 @dataclass
 class StubShelf:
     current: Model | None
-    absence: NotReady = field(default_factory=lambda: NotReady("no snapshot", where="learner stub", todo="train it"))
+    absence: NotReady = field(default_factory=lambda: NotReady("no snapshot", where="learner stub", hint="train it"))
 
     def nudge(self, newest_live: str | None) -> None: ...
 
@@ -119,7 +119,7 @@ def bench(make_model: MakeModel) -> Bench:
     def running(reader: StubReader, *, model: bool = True, batch: int = 1) -> Iterator[Rig]:
         learner = StubLearner()
         engine = Engine(
-            intake=Intake(batch_size=batch, batch_wait_s=10.0, max_queue=100),
+            intake=RequestQueue(batch_size=batch, batch_wait_s=10.0, max_queue=100),
             reader=cast(StateReader, reader),
             shelf=cast(Shelf, StubShelf(make_model(learner) if model else None)),
             threads=1,
@@ -178,7 +178,7 @@ def test_while_postgres_is_away_it_is_asked_seldom_and_everybody_is_told_at_once
         replies = [reply for n in range(50) for reply in one.ask(ask(f"user-{n}"))]
         assert "no route" in one.engine.trouble
     assert {type(reply) for reply in replies} == {NotReady}
-    said = {(reply.what, reply.where, reply.todo) for reply in replies if isinstance(reply, NotReady)}
+    said = {(reply.what, reply.where, reply.hint) for reply in replies if isinstance(reply, NotReady)}
     assert said == {
         ("user state cannot be read: no route", "Postgres", "ask again: the connection is tried again by itself")
     }
@@ -192,7 +192,7 @@ def test_a_request_of_the_other_kind_is_refused_alone_and_told_where_to_go(bench
     assert isinstance(third, ScoreAnswer)
     assert isinstance(second, Invalid)
     assert (second.what, second.where) == ("learner 'stub' ranks no candidates", "$.candidates")
-    assert "--learner sdim" in (second.todo or "")
+    assert "--learner sdim" in (second.hint or "")
     assert [reads for reads in one.reader.reads if reads] == [["ann", "cid"]]
 
 
@@ -200,7 +200,7 @@ def test_without_a_model_requests_are_asked_to_come_again(bench: Bench) -> None:
     with bench(StubReader(), model=False) as one:
         (reply,) = one.ask(ask("ann"))
     assert isinstance(reply, NotReady)
-    assert (reply.what, reply.where, reply.todo) == ("no snapshot", "learner stub", "train it")
+    assert (reply.what, reply.where, reply.hint) == ("no snapshot", "learner stub", "train it")
 
 
 def test_a_closed_engine_refuses(bench: Bench) -> None:

@@ -7,16 +7,16 @@ import threading
 import pytest
 
 from contracts.scoring import ScoreRequest
-from scoring.intake import Intake, Waiting
-from scoring.refusals import Overloaded, Stopping
+from scoring.errors import Overloaded, Stopping
+from scoring.serve.request_queue import RequestQueue, Waiting
 
 
 def waiting(user: str = "ann") -> Waiting:
     return Waiting(ScoreRequest(user_id=user), lambda reply: None)
 
 
-def intake(*, batch_size: int = 2, batch_wait_s: float = 0.0, max_queue: int = 5) -> Intake:
-    return Intake(batch_size=batch_size, batch_wait_s=batch_wait_s, max_queue=max_queue)
+def intake(*, batch_size: int = 2, batch_wait_s: float = 0.0, max_queue: int = 5) -> RequestQueue:
+    return RequestQueue(batch_size=batch_size, batch_wait_s=batch_wait_s, max_queue=max_queue)
 
 
 def test_batches_are_full_and_in_order_of_arrival() -> None:

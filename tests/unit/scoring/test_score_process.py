@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from runtime.lifecycle import Stop, Usage
+from runtime.admin_app import Health
+from runtime.lifecycle import ConfigurationError, Stop
 from runtime.settings import ScoreSettings
-from runtime.telemetry import Health
-from scoring.score import Score
-from scoring.server import Server
+from scoring.serve.http_server import Server
+from scoring.serve.process import Score
 
 
 def score(**settings: Any) -> Score:
@@ -30,12 +30,12 @@ def score(**settings: Any) -> Score:
     [({"learner": "oracle"}, "known: .*prompttpp"), ({"device": "abacus"}, "score.device")],
 )
 def test_a_setting_that_cannot_work_is_refused_at_once(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(Usage, match=said):
+    with pytest.raises(ConfigurationError, match=said):
         score(**settings)
 
 
 def test_a_taken_port_is_refused_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Usage, match="set another port"):
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError, match="set another port"):
         score(port=taken.getsockname()[1])
 
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from contracts.scoring import ScoreRequest
-from scoring.questions import (
+from scoring.errors import Invalid
+from scoring.heads.request_decoding import (
     Question,
     candidates_of,
     decode,
@@ -19,8 +20,7 @@ from scoring.questions import (
     question_of,
     time_of,
 )
-from scoring.refusals import Invalid
-from storage.sequences import PAYMENT, USER, SequenceEvent
+from storage.sequences.user_sequences import PAYMENT, USER, SequenceEvent
 
 SECOND = 1_000_000
 

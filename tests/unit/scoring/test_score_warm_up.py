@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learners.build import build
-from learners.models.sdim import SDIMConfig
-from learners.ranking.online import SDIM
-from learners.ranking.published import next_version
-from scoring.warm_up import warm_up
+from learners.models.sdim.embedding_version import next_version
+from learners.models.sdim.learner import SDIM
+from learners.models.sdim.network import SDIMConfig
+from learners.registry import build
+from scoring.serve.warm_up import warm_up
 
 
 @pytest.mark.parametrize("name", ["prompttpp", "own_count", "sdim_frozen"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from storage.address import conninfo, parameters, server_settings
-from storage.faults import BadAddress
+from storage.postgres.address import conninfo, parameters, server_settings
+from storage.postgres.faults import BadAddress
 
 
 @pytest.mark.parametrize(

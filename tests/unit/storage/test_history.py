@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from contexts.batch_builder import context_of
 from contracts import topics
 from contracts.identity import event_key
-from runtime.context import context_of
-from storage.history import PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART, USER, History, SequenceEvent
+from storage.sequences.history import PAYMENT, RELATION_ACTOR, RELATION_COUNTERPART, USER, History, SequenceEvent
 
 
 def event(at: int, topic: str, kind: int, *, other: str | None = None, paid: int | None = None) -> SequenceEvent:

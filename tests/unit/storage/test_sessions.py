@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from storage.calls import Calls
-from storage.faults import Unfit
-from storage.sessions import _normal, check
+from storage.postgres.calls import Calls
+from storage.postgres.faults import Unfit
+from storage.postgres.sessions import _normal, check
 
 _WANTED = {"DateStyle": "ISO, MDY", "transaction_timeout": "15s"}
 

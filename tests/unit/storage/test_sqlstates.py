@@ -6,8 +6,8 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from storage.faults import Denied, Unavailable, Unfit
-from storage.sqlstates import VERDICTS, Verdict, fault_of, verdict
+from storage.postgres.faults import Denied, Unavailable, Unfit
+from storage.postgres.sqlstates import VERDICTS, Verdict, fault_of, verdict
 
 _KNOWN = sorted(
     error.sqlstate

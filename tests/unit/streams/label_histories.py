@@ -12,13 +12,14 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from contracts.topics import LABELS, PAYMENT, USER
-from learners.cohort import Tally
-from storage import journal, log
-from storage.journal import Step
-from storage.vocabulary import Vocabulary
-from streams.course import Course, Plan
-from streams.merge import Row, runs_of
-from streams.silences import SilenceWatch
+from learners.arms.group import LossTotal
+from storage.dictionary import Dictionary
+from storage.learning import journal
+from storage.learning.journal import Step
+from storage.log import event_log
+from streams.train.merge import Row, runs_of
+from streams.train.silences import SilenceWatch
+from streams.train.step_runner import LearnerConfig, StepRunner
 from tests.integration.learning import Given, Place, Scribe, Told, streams_of
 from tests.unit.streams.label_oracle import Taken
 
@@ -40,7 +41,7 @@ TROUBLES: Final = (
     "labels late",
     "empty partition",
 )
-PLAN: Final = Plan(
+PLAN: Final = LearnerConfig(
     learner="risk", seed=0, options={"last_n": 4, "prior": 0.1}, resolution_us=1_000_000, horizon_us=HORIZON,
     correction_us=10_000 * DAY,
 )  # fmt: skip
@@ -119,19 +120,19 @@ class Passage:
     """One history on its way; `run` brings it to its end."""
 
     def __init__(
-        self, connection: Connection, vocabulary: Vocabulary, world: World, seed: int, *, plan: Plan = PLAN
+        self, connection: Connection, vocabulary: Dictionary, world: World, seed: int, *, plan: LearnerConfig = PLAN
     ) -> None:
         self.connection, self.world, self._dice = connection, world, random.Random(seed + 1)
         self.streams = streams_of(*PLACES)
         self.scribe = Scribe(connection, vocabulary, self.streams)
         self.broker: dict[Place, int] = dict.fromkeys(PLACES, 0)
         """Partition -> its end."""
-        self.seat = journal.take_seat(connection, learner="risk", version="2", config=plan.as_json())[0]
-        self.course = Course(plan, plan.fresh(), {}, front=None, seat=self.seat)
+        self.lease = journal.acquire_lease(connection, learner="risk", version="2", config=plan.as_json())[0]
+        self.runner = StepRunner(plan, plan.fresh(), {}, front=None, lease=self.lease)
         self.clock = Clock()
-        self.watch = SilenceWatch(self.course, asked=self.ends, now=self.clock)
+        self.watch = SilenceWatch(self.runner, asked=self.ends, now=self.clock)
         self.taken: list[Taken] = []
-        self.losses: dict[str, Tally] = {}
+        self.losses: dict[str, LossTotal] = {}
         """Of the learner, over all steps."""
         self.lagging: frozenset[Place] = frozenset()
         """Partitions that `ingest` does not come to."""
@@ -177,7 +178,7 @@ class Passage:
     def step(self) -> bool:
         """What `train` does next; False: nothing."""
         self.clock.now += self._dice.choice([0.0, 0.3, 1.5])
-        merge = self.course.merge
+        merge = self.runner.merge
         merge.refresh(self.connection)
         found = self.watch.live(self.connection, len(self.taken))
         rows: list[Row] = []
@@ -187,22 +188,22 @@ class Passage:
             elif not merge.refresh(self.connection):
                 if not merge.has_rows():
                     break
-                merge.pass_by(merge.behind())
+                merge.mark_idle(merge.behind())
         if not rows and not found.ticks:
             return False
-        clock = None if found.clock is None else log.time_of(found.clock)
+        clock = None if found.clock is None else event_log.time_of(found.clock)
         step = Step(
             number=len(self.taken), rows=runs_of(rows), front=None, idle=tuple(sorted(merge.idle)), late=0,
-            snapshot=False, actions=(), ticks=found.ticks, cursor=dict(self.course.cursor), task_clock=clock,
+            snapshot=False, actions=(), ticks=found.ticks, cursor=dict(self.runner.cursor), task_clock=clock,
             drained=found.drained,
         )  # fmt: skip
-        journal.append(self.connection, self.seat, step)
-        report = self.course.learn(
+        journal.append(self.connection, self.lease, step)
+        report = self.runner.learn(
             self.connection, rows, number=step.number, ticks=step.ticks, task_clock=step.task_clock
         )
         self.taken.append(Taken(rows, frozenset(subject for _, subject in found.ticks), found.clock))
         for name, tally in report.losses["learner"].items() if report is not None else ():
-            self.losses[name] = self.losses.get(name, Tally()) + tally
+            self.losses[name] = self.losses.get(name, LossTotal()) + tally
         return True
 
     def fates(self) -> dict[tuple[int, int], str]:

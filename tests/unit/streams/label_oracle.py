@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from contracts.identity import event_key
 from contracts.topics import PAYMENT
-from streams.merge import LabelRow, LogRow, Row
+from streams.train.merge import LabelRow, LogRow, Row
 
 Spot = tuple[int, int]
 """Stream and offset of a label."""

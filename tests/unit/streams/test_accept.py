@@ -12,8 +12,8 @@ from contracts import topics
 from contracts.codec import MAX_AHEAD, MAX_BEHIND, Decoder, Malformed, check_time, encode
 from contracts.identity import event_key
 from contracts.records import Item, Label, Payment, Record, Relation, UserEvent
-from storage.log import EVENT_ROWS, ITEM_ROWS, LABEL_ROWS, decode_rows, digests, encode_rows
-from streams.accept import Disorder, Intake
+from storage.log.event_log import EVENT_ROWS, ITEM_ROWS, LABEL_ROWS, decode_rows, digests, encode_rows
+from streams.ingest.validation import Disorder, StreamBatch
 from tests.integration.owning import message
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,11 +52,11 @@ labels = st.builds(
 items = st.builds(Item, item_id=text, source=text, title=st.text(max_size=5).filter(lambda title: "\0" not in title))
 
 
-def intake(topic: str) -> Intake:
-    return Intake(topic, Decoder(topics.INPUTS[topic]))
+def intake(topic: str) -> StreamBatch:
+    return StreamBatch(topic, Decoder(topics.INPUTS[topic]))
 
 
-def taken(topic: str, records: list[Record]) -> Intake:
+def taken(topic: str, records: list[Record]) -> StreamBatch:
     made = intake(topic)
     for n, record in enumerate(records):
         made.take(message(topic, 3 * n, record, at_ms=AT_MS))

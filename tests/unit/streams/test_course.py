@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 
 from contracts.topics import PAYMENT, USER
-from learners.protocol import ForeignState
-from runtime.lifecycle import Refused
-from storage import journal, snapshots
+from learners.contract.protocol import ForeignState
+from runtime.lifecycle import OperatorActionRequired
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.journal import Step
-from storage.vocabulary import Vocabulary
-from streams.course import (
-    Course,
-    Plan,
+from storage.learning import journal, snapshot_files
+from storage.learning.journal import Step
+from streams.train.merge import LogRow, Merge, runs_of
+from streams.train.step_runner import (
+    LearnerConfig,
+    StepRunner,
     check_actions,
     journalled,
     load_tensors,
     make_deterministic,
 )
-from streams.front import Front
-from streams.merge import LogRow, Merge, runs_of
+from streams.train.watermark import Front
 from tests.integration.learning import Given, Place, Scribe, streams_of, undone
 
 OPTIONS = {
@@ -40,8 +40,8 @@ OPTIONS = {
     "last_n": 4,
     "warmup_events": 10,
 }
-PLAN = Plan(learner="prompttpp", seed=3, options=OPTIONS, resolution_us=1_000_000)
-COUNTS = Plan(learner="markov", seed=0, options={"max_types": 4}, resolution_us=1_000_000)
+PLAN = LearnerConfig(learner="prompttpp", seed=3, options=OPTIONS, resolution_us=1_000_000)
+COUNTS = LearnerConfig(learner="markov", seed=0, options={"max_types": 4}, resolution_us=1_000_000)
 FAR = 4_102_444_800
 """The year 2100."""
 PLACES: list[Place] = [(PAYMENT, 0), (USER, 0)]
@@ -66,7 +66,7 @@ def connection(database: str) -> Iterator[Connection]:
 
 def written(connection: Connection, late: list[int], *, types: int = 3) -> list[LogRow]:
     """A row an entry, on two streams in turn: so many seconds late."""
-    scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES))
+    scribe = Scribe(connection, Dictionary(connection.engine), streams_of(*PLACES))
     for turn, place in enumerate(PLACES):
         rows = [
             Given(n // 2, 1000 + (n - late[n]) * 1_000_000, n * 1_000_000, f"user-{n % 3}", f"type-{n % types}", "shop")
@@ -89,27 +89,27 @@ def step_of(number: int, rows: list[LogRow], *, actions: tuple[str, ...] = ()) -
     return Step(number=number, rows=runs_of(rows), front=None, idle=(), late=0, snapshot=False, actions=actions)
 
 
-def digest(course: Course) -> str:
-    return snapshots.digest(course.tensors())
+def digest(runner: StepRunner) -> str:
+    return snapshot_files.digest(runner.tensors())
 
 
 @given(st.lists(st.integers(0, 9), min_size=14, max_size=60), st.integers(4, 9))
 @property_test
 def test_late_rows_are_counted_and_learnt(connection: Connection, late: list[int], size: int) -> None:
     with undone(connection):
-        rows, course = written(connection, late), Course(COUNTS, COUNTS.fresh(), {}, front=None)
+        rows, runner = written(connection, late), StepRunner(COUNTS, COUNTS.fresh(), {}, front=None)
         counted, learnt = 0, 0
         for start in range(0, len(rows), size):
             step = rows[start : start + size]
-            counted += course.late(step)
-            report = course.learn(connection, step)
+            counted += runner.late(step)
+            report = runner.learn(connection, step)
             assert report is not None
             learnt += report.losses["learner"]["type"].count
         times = [row.record_at for row in rows]
         fronts = [median_low(times[max(0, n - 33) : n]) if n else time for n, time in enumerate(times)]
         assert counted == sum(time < front for time, front in zip(times, fronts, strict=True))
         assert learnt == len(rows)
-        assert course.front == median_low(times[-33:])
+        assert runner.front == median_low(times[-33:])
 
 
 @pytest.mark.parametrize("taken_up_at", range(5))
@@ -117,7 +117,7 @@ def test_a_course_taken_up_at_any_step_goes_on_to_the_same_bytes(connection: Con
     with undone(connection):
         rows = written(connection, [n % 3 for n in range(40)])
         steps = [step_of(n, rows[8 * n : 8 * n + 8]) for n in range(5)]
-        live = Course(PLAN, PLAN.fresh(), {}, front=None)
+        live = StepRunner(PLAN, PLAN.fresh(), {}, front=None)
         for number in range(5):
             if number == taken_up_at:
                 tensors, cursor, front = (
@@ -126,9 +126,9 @@ def test_a_course_taken_up_at_any_step_goes_on_to_the_same_bytes(connection: Con
                     live.recent,
                 )
             live.learn(connection, rows[8 * number : 8 * number + 8])
-        cohort = PLAN.fresh()
-        load_tensors(cohort, tensors)
-        again = Course(PLAN, cohort, cursor, front=front)
+        arm_group = PLAN.fresh()
+        load_tensors(arm_group, tensors)
+        again = StepRunner(PLAN, arm_group, cursor, front=front)
         for step in steps[taken_up_at:]:
             again.repeat(connection, step)
         assert digest(again) == digest(live)
@@ -152,7 +152,7 @@ def test_after_forty_rows_of_today_few_rows_of_the_past_are_late() -> None:
 def test_other_rows_in_another_order_are_other_bytes(connection: Connection) -> None:
     with undone(connection):
         rows = written(connection, [0] * 16)
-        one, other = (Course(PLAN, PLAN.fresh(), {}, front=None) for _ in range(2))
+        one, other = (StepRunner(PLAN, PLAN.fresh(), {}, front=None) for _ in range(2))
         one.learn(connection, rows[:8])
         one.learn(connection, rows[8:])
         other.learn(connection, rows)
@@ -160,35 +160,37 @@ def test_other_rows_in_another_order_are_other_bytes(connection: Connection) -> 
 
 
 def test_tensors_of_another_learner_are_foreign() -> None:
-    course = Course(COUNTS, COUNTS.fresh(), {}, front=None)
+    runner = StepRunner(COUNTS, COUNTS.fresh(), {}, front=None)
     with pytest.raises(ForeignState):
-        load_tensors(PLAN.fresh(), course.tensors())
+        load_tensors(PLAN.fresh(), runner.tensors())
 
 
 def test_a_plan_survives_its_way_through_the_database() -> None:
-    assert Plan.from_json("prompttpp", PLAN.as_json()) == PLAN
+    assert LearnerConfig.from_json("prompttpp", PLAN.as_json()) == PLAN
 
 
 def test_a_reaction_other_than_the_journalled_one_is_refused() -> None:
     check_actions(step_of(4, [], actions=("grew",)), ("grew",))
-    with pytest.raises(Refused, match=r"repeating step 3 the learner reported \[\]; the journal says \['grew'\]"):
+    with pytest.raises(
+        OperatorActionRequired, match=r"repeating step 3 the learner reported \[\]; the journal says \['grew'\]"
+    ):
         check_actions(step_of(4, [], actions=("grew",)), ())
 
 
 def test_a_gap_in_the_journal_is_refused(connection: Connection) -> None:
     with undone(connection):
-        seat, _ = journal.take_seat(connection, learner="markov", version="1", config={})
+        lease, _ = journal.acquire_lease(connection, learner="markov", version="1", config={})
         for number in range(3):
-            journal.append(connection, seat, step_of(number, []))
+            journal.append(connection, lease, step_of(number, []))
         assert [step.number for step in journalled(connection, "markov", 1, 0, 3)] == [0, 1, 2]
-        with pytest.raises(Refused, match="of the steps 1 to 4 the journal holds 2"):
+        with pytest.raises(OperatorActionRequired, match="of the steps 1 to 4 the journal holds 2"):
             journalled(connection, "markov", 1, 1, 5)
 
 
 def test_a_long_journal_is_read_page_by_page(connection: Connection) -> None:
     with undone(connection):
-        seat, _ = journal.take_seat(connection, learner="markov", version="1", config={})
+        lease, _ = journal.acquire_lease(connection, learner="markov", version="1", config={})
         for number in range(7):
-            journal.append(connection, seat, step_of(number, []))
+            journal.append(connection, lease, step_of(number, []))
         found = journal.steps(connection, "markov", 1, 1, 7, page=2)
         assert [step.number for step in found] == list(range(1, 7))

@@ -12,11 +12,11 @@ from contracts import topics
 from runtime import kafka_options, kafka_security
 from runtime.kafka import KafkaConfig
 from runtime.kafka_security import ignored, security
-from runtime.lifecycle import Usage
+from runtime.lifecycle import ConfigurationError
 from runtime.settings import DriftSettings
-from streams.agent import read
-from streams.drift import application, credentials
-from streams.lease import AppEnded, Lease
+from streams.drift.process import application, credentials
+from streams.drift.session_lease import AppEnded, Lease
+from streams.drift.topic_agent import read
 
 
 def proof(options: dict[str, str]) -> Any:
@@ -55,7 +55,7 @@ def test_names_and_passwords_are_handed_over() -> None:
     ],
 )
 def test_a_way_of_proving_who_we_are_that_faust_does_not_know_is_refused(option: dict[str, str], named: str) -> None:
-    with pytest.raises(Usage, match="DRIFTLINE_KAFKA_OPTIONS") as refused:
+    with pytest.raises(ConfigurationError, match="DRIFTLINE_KAFKA_OPTIONS") as refused:
         proof({"security.protocol": "SASL_SSL", **option})
     assert named in str(refused.value)
 
@@ -65,12 +65,12 @@ def test_every_option_of_security_is_honoured_or_refused() -> None:
     base = {"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", **WHO}
     files = {"ssl.ca.location", "ssl.ca.pem", "ssl.certificate.location", "ssl.certificate.pem", "ssl.crl.location"}
     for name in sorted(kafka_options.SECURITY - kafka_security._HONOURED):
-        with pytest.raises(Usage, match="cannot honour"):
+        with pytest.raises(ConfigurationError, match="cannot honour"):
             security({**base, name: "x"}, process="drift")
     for name in sorted(files):
-        with pytest.raises(Usage, match=name):
+        with pytest.raises(ConfigurationError, match=name):
             security({**base, name: "x"}, process="drift")
-    with pytest.raises(Usage, match=r"ssl\.cipher\.suites"):
+    with pytest.raises(ConfigurationError, match=r"ssl\.cipher\.suites"):
         security({**base, "ssl.cipher.suites": "none such"}, process="drift")
 
 
@@ -125,7 +125,7 @@ def test_a_ranking_says_nothing_yet() -> None:
 
 def test_a_refusal_of_score_says_nothing() -> None:
     refusal = b"""{"outcome": "refused", "request_id": "q", "user_id": "ann", "reason": "expired",
-        "message": "m", "where": "w", "todo": "t"}"""
+        "message": "m", "where": "w", "hint": "t"}"""
     assert read(topics.RESULTS, refusal, 0, 0) is None
 
 

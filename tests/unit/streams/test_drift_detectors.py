@@ -8,7 +8,17 @@ import random
 import numpy as np
 import pytest
 
-from streams.detectors import MAX_INPUTS, MIN_SIDE, REFERENCE, THRESHOLDS, Change, find, placed, standardised, tamed
+from streams.drift.detectors import (
+    MAX_INPUTS,
+    MIN_SIDE,
+    REFERENCE,
+    THRESHOLDS,
+    DetectedChange,
+    find,
+    placed,
+    standardised,
+    tamed,
+)
 
 SEEDS = range(20)
 STILL = 100
@@ -21,7 +31,7 @@ def series(seed: int, *shifts: tuple[int, float]) -> list[float]:
     return [rng.gauss(2.0 + 0.2 * shift, 0.2) for count, shift in shifts for _ in range(count)]
 
 
-def first_found(inputs: list[float], *, two_sided: bool = False) -> tuple[int, Change] | None:
+def first_found(inputs: list[float], *, two_sided: bool = False) -> tuple[int, DetectedChange] | None:
     """(inputs seen, the change), as a process meets it: input by input."""
     for seen in range(1, len(inputs) + 1):
         if (change := find(inputs[:seen], two_sided=two_sided)) is not None:

@@ -13,16 +13,27 @@ from contracts import topics
 from contracts.codec import encode
 from contracts.records import DriftAlarm, Label, LossSum, Progress
 from contracts.scoring import NextEventQuantile, ScoreResult, TypeProbability
-from runtime.kafka import Stream
-from streams.detectors import MAX_INPUTS, REFERENCE
-from streams.signals import Subject, of_label, of_progress, of_result
-from streams.watch import BLOCK_ROWS, MAX_NAMES, OTHERS, OpenBlock, Watch, added, closed, distance, emptied, mixed
+from runtime.kafka import PartitionOfTopic
+from streams.drift.detectors import MAX_INPUTS, REFERENCE
+from streams.drift.drift_series import WatchedSubject, of_label, of_progress, of_result
+from streams.drift.subject_state import (
+    BLOCK_ROWS,
+    MAX_NAMES,
+    OTHERS,
+    OpenBlock,
+    Watch,
+    added,
+    closed,
+    distance,
+    emptied,
+    mixed,
+)
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = 32
 STEPS_A_BLOCK = BLOCK_ROWS // ROWS
 FIRST_OFFSET = 7
-STREAM = Stream(cluster_id="cluster", topic_id="topic-id", topic=topics.PROGRESS, partition=0)
+STREAM = PartitionOfTopic(cluster_id="cluster", topic_id="topic-id", topic=topics.PROGRESS, partition=0)
 
 
 def step(number: int, *, loss: float = 2.0, buys: int = 8, rows: int = ROWS, branch: int = 1) -> Progress:
@@ -262,7 +273,7 @@ def test_labels_are_a_rate_by_task_and_partition() -> None:
         event_id="l-1", user_id="ann", task="fraud", ref_time=START, known_at=START, value=1.0, source="bank"
     )
     seen = of_label(record, partition=2, offset=11)
-    assert seen.subject == Subject(source=topics.LABELS, name="fraud", branch=2)
+    assert seen.subject == WatchedSubject(source=topics.LABELS, name="fraud", branch=2)
     assert (seen.step, seen.rows, seen.sums) == (11, 1, {"rate": LossSum(sum=1.0, rows=1)})
 
 

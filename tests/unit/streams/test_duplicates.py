@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from streams.duplicates import DuplicateFilter, repeats
+from streams.ingest.deduplication import DuplicateFilter, repeats
 
 # Few digests, the extremes among them, so that they meet often.
 digests = st.sampled_from([-(2**63), -5, -1, 0, 1, 2, 3, 4, 5, 6, 7, 2**63 - 1])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from learners.cohort import LEARNER, Tally
-from streams.excess import STEPS, Excess
+from learners.arms.group import LEARNER, LossTotal
+from streams.train.baseline_excess import STEPS, Excess
 
 
-def step(learner: float, *references: float, rows: int = 32) -> dict[str, dict[str, Tally]]:
+def step(learner: float, *references: float, rows: int = 32) -> dict[str, dict[str, LossTotal]]:
     arms = {LEARNER: learner, **{f"reference.{n}": loss for n, loss in enumerate(references)}}
     return {
-        arm: {"time": Tally(sum=loss * rows, count=rows), "error": Tally(sum=9.0, count=9)}
+        arm: {"time": LossTotal(sum=loss * rows, count=rows), "error": LossTotal(sum=9.0, count=9)}
         for arm, loss in arms.items()
     }
 
 
-def told(*steps: dict[str, dict[str, Tally]]) -> dict[str, float]:
+def told(*steps: dict[str, dict[str, LossTotal]]) -> dict[str, float]:
     excess = Excess()
     return [excess.add(losses) for losses in steps][-1]
 

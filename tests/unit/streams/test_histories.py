@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 
 from contracts.topics import PAYMENT, RELATIONAL, USER
-from learners.batch import Batch
+from learners.contract.batch import Batch
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.offsets import Cursor
-from storage.vocabulary import Vocabulary
-from streams.histories import Histories
-from streams.merge import LogRow, Merge
+from storage.log.offsets import Cursor
+from streams.train.merge import LogRow, Merge
+from streams.train.step_batches import StepBatches
 from tests.integration.learning import Given, Place, Scribe, streams_of, undone
 
 PLACES: list[Place] = [(PAYMENT, 0), (RELATIONAL, 0), (USER, 0)]
@@ -62,7 +62,7 @@ def connection(database: str) -> Iterator[Connection]:
 
 def written(connection: Connection, world: list[Happening], segments: set[int]) -> list[LogRow]:
     """The world in the log, a segment up to each cut, as the merge gives it back."""
-    scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES))
+    scribe = Scribe(connection, Dictionary(connection.engine), streams_of(*PLACES))
     waiting: dict[Place, list[Given]] = {place: [] for place in PLACES}
     at = dict.fromkeys(PLACES, 0)
     for number, one in enumerate(world):
@@ -163,7 +163,7 @@ def test_each_row_sees_the_newest_of_what_it_may_see(
 ) -> None:
     with undone(connection):
         rows = written(connection, world, segments)
-        histories, number = Histories(last_n=last_n, resolution_us=TICK_US, items_only=items_only), 0
+        histories, number = StepBatches(last_n=last_n, resolution_us=TICK_US, items_only=items_only), 0
         for step, cursor in steps_of(rows, cut):
             batch = histories.batch(connection, step, cursor)
             for n, row in enumerate(step):
@@ -194,8 +194,8 @@ def test_batches_do_not_depend_on_what_is_cached_on_restarts_or_on_how_the_log_i
     last_n: int,
     items_only: bool,
 ) -> None:
-    def fresh(cached_users: int = 1000) -> Histories:
-        return Histories(last_n=last_n, resolution_us=TICK_US, items_only=items_only, cached_users=cached_users)
+    def fresh(cached_users: int = 1000) -> StepBatches:
+        return StepBatches(last_n=last_n, resolution_us=TICK_US, items_only=items_only, cached_users=cached_users)
 
     with undone(connection):
         steps = steps_of(written(connection, world, segments), cut)
@@ -220,11 +220,11 @@ def test_a_late_row_sees_the_same_whatever_memory_has_forgotten(connection: Conn
         with undone(connection):
             rows = written(connection, world + late, set())
             steps = steps_of(rows, {*range(1, 31), 31})
-            histories = Histories(last_n=last_n, resolution_us=TICK_US)
+            histories = StepBatches(last_n=last_n, resolution_us=TICK_US)
             *_, last = (histories.batch(connection, *step) for step in steps)
             for n in (0, 1):
                 assert sees(last, n)[-last_n:] == may_see(rows, 31 + n)[-last_n:]
-            same(last, Histories(last_n=last_n, resolution_us=TICK_US).batch(connection, *steps[-1]))
+            same(last, StepBatches(last_n=last_n, resolution_us=TICK_US).batch(connection, *steps[-1]))
 
 
 def test_rows_far_apart_do_not_share_a_stack(connection: Connection) -> None:
@@ -233,7 +233,7 @@ def test_rows_far_apart_do_not_share_a_stack(connection: Connection) -> None:
     with undone(connection):
         rows = written(connection, [*world, Happening(USER, "ann", 2, ""), Happening(USER, "ann", 70, "")], set())
         last = steps_of(rows, {59})[-1]
-        batch = Histories(last_n=2, resolution_us=TICK_US).batch(connection, *last)
+        batch = StepBatches(last_n=2, resolution_us=TICK_US).batch(connection, *last)
         assert len(batch.context) == 2
         assert np.diff(batch.context.offsets).tolist() == [1, 2]
 
@@ -242,6 +242,6 @@ def test_a_user_of_the_step_shares_one_stack(connection: Connection) -> None:
     world = [Happening(USER, "ann", at, "") for at in range(1, 9)]
     with undone(connection):
         rows = written(connection, world, set())
-        batch = Histories(last_n=4, resolution_us=TICK_US).batch(connection, rows, {})
+        batch = StepBatches(last_n=4, resolution_us=TICK_US).batch(connection, rows, {})
         assert len(batch.context) == 1
         assert batch.query.visible.tolist() == list(range(8))

@@ -16,11 +16,11 @@ from sqlalchemy import Connection, text
 
 from contracts.identity import event_key
 from contracts.topics import PAYMENT
-from learners.baselines.measures import log_loss
+from learners.tasks.outcome_measures import log_loss
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.vocabulary import Vocabulary
-from streams.course import make_deterministic
-from streams.merge import LabelRow, LogRow
+from streams.train.merge import LabelRow, LogRow
+from streams.train.step_runner import make_deterministic
 from tests.integration.learning import Told, undone
 from tests.unit.streams.label_histories import HORIZON, PLAN, TROUBLES, Passage, world_of
 from tests.unit.streams.label_oracle import Oracle
@@ -77,7 +77,7 @@ def check(passage: Passage, trouble: str) -> Counter[str]:
 
 def histories(connection: Connection, count: int) -> dict[str, Counter[str]]:
     """Trouble -> what came of its labels."""
-    vocabulary, found = Vocabulary(connection.engine), {trouble: Counter[str]() for trouble in TROUBLES}
+    vocabulary, found = Dictionary(connection.engine), {trouble: Counter[str]() for trouble in TROUBLES}
     for seed in range(count):
         trouble = TROUBLES[seed % len(TROUBLES)]
         with undone(connection):

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streams.lookahead import LONGEST, WINDOWS, Ints, Lookahead, effective
+from streams.train.lookahead import LONGEST, WINDOWS, Ints, Lookahead, effective
 
 
 def by_definition(times: list[int]) -> list[int]:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 
 from contracts.topics import PAYMENT, RELATIONAL, USER
-from storage import log
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.vocabulary import Vocabulary
-from streams.merge import LogRow, Merge, runs_of
+from storage.log import event_log
+from streams.train.merge import LogRow, Merge, runs_of
 from tests.integration.learning import Given, Place, Scribe, streams_of, undone
 
 PLACES: list[Place] = [(PAYMENT, 0), (RELATIONAL, 2), (USER, 0), (USER, 1)]
@@ -66,7 +66,7 @@ def connection(database: str) -> Iterator[Connection]:
 
 
 def scribe_of(connection: Connection) -> Scribe:
-    return Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES))
+    return Scribe(connection, Dictionary(connection.engine), streams_of(*PLACES))
 
 
 def write(scribe: Scribe, place: Place, rows: list[tuple[int, int]], *, tail: int = 0) -> list[Order]:
@@ -157,7 +157,7 @@ def test_whatever_arrives_when_the_rows_come_in_the_order_of_the_rule(
                         assert (row and row[:4]) == expected
                 case ("pass by",):
                     merge.refresh(connection)
-                    merge.pass_by(merge.behind())
+                    merge.mark_idle(merge.behind())
                     model.not_waited_for |= {place for place, queue in model.queues.items() if not queue}
                 case ("restart",):
                     merge, model.not_waited_for = Merge(merge.cursor), set(retired)
@@ -215,13 +215,13 @@ def test_journalled_runs_give_the_rows_again(connection: Connection, given: Log,
 
 def test_a_stream_without_news_is_waited_for_until_it_is_passed_by_and_comes_back(connection: Connection) -> None:
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2], PLACES[3]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2], PLACES[3]))
         write(scribe, PLACES[2], [(0, 5), (0, 9)])
         merge = Merge({})
         assert merge.refresh(connection)
         assert merge.pop() is None
         assert merge.behind() == [scribe.stream_id(PLACES[3])]
-        merge.pass_by(merge.behind())
+        merge.mark_idle(merge.behind())
         assert merge.pop() is not None
         write(scribe, PLACES[3], [(0, 6)])
         assert merge.refresh(connection)
@@ -235,7 +235,7 @@ def test_a_stream_without_news_is_waited_for_until_it_is_passed_by_and_comes_bac
 def test_what_is_already_in_memory_is_no_news(connection: Connection) -> None:
     """Otherwise `train` would look again at once, for ever, and pass nobody by."""
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2], PLACES[3]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2], PLACES[3]))
         write(scribe, PLACES[2], [(0, 5)])
         merge = Merge({})
         assert merge.refresh(connection)
@@ -245,7 +245,7 @@ def test_what_is_already_in_memory_is_no_news(connection: Connection) -> None:
 
 def test_a_stream_that_yielded_after_a_repetition_is_waited_for(connection: Connection) -> None:
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2]))
         write(scribe, PLACES[2], [(0, 5), (0, 6)])
         merge, stream = Merge({}), scribe.stream_id(PLACES[2])
         merge.pop_run(connection, (stream, 0, 1))
@@ -256,7 +256,7 @@ def test_a_stream_that_yielded_after_a_repetition_is_waited_for(connection: Conn
 
 def test_a_retired_stream_is_drained_and_then_waited_for_no_more(connection: Connection) -> None:
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2], PLACES[3]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2], PLACES[3]))
         write(scribe, PLACES[2], [(0, 1), (0, 7)], tail=2)
         write(scribe, PLACES[3], [(0, 3), (0, 8)])
         scribe.retire(PLACES[2])
@@ -269,7 +269,7 @@ def test_a_retired_stream_is_drained_and_then_waited_for_no_more(connection: Con
 
 def test_a_slice_of_many_rows_goes_on_where_it_ended(connection: Connection) -> None:
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2]))
         write(scribe, PLACES[2], [(0, n) for n in range(2500)])
         found = take_all(Merge({}), connection, scribe.ends())
         assert [row.offset for row in found] == list(range(2500))
@@ -277,19 +277,19 @@ def test_a_slice_of_many_rows_goes_on_where_it_ended(connection: Connection) -> 
 
 def test_a_missing_segment_is_refused(connection: Connection) -> None:
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2]))
         for n in range(3):
             write(scribe, PLACES[2], [(0, n)])
         connection.execute(text("DELETE FROM log_segment WHERE first_offset = 1"))
         merge = Merge({})
-        with pytest.raises(log.BrokenChain):
+        with pytest.raises(event_log.BrokenChain):
             take(merge, connection)
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_run_whose_rows_are_gone_is_refused(connection: Connection, missing: int) -> None:
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2]))
         for n in range(3):
             write(scribe, PLACES[2], [(0, n)])
         rows = {"rows": None, "offset": missing}
@@ -297,12 +297,12 @@ def test_a_run_whose_rows_are_gone_is_refused(connection: Connection, missing: i
             connection.execute(text("DELETE FROM log_segment WHERE first_offset = 1"))
         else:
             connection.execute(text("UPDATE log_segment SET rows = :rows WHERE first_offset = :offset"), rows)
-        with pytest.raises(log.BrokenChain, match="stream"):
+        with pytest.raises(event_log.BrokenChain, match="stream"):
             Merge({}).pop_run(connection, (scribe.stream_id(PLACES[2]), 0, 3))
 
 
 def test_a_run_of_a_stream_nobody_knows_is_refused(connection: Connection) -> None:
-    with undone(connection), pytest.raises(log.BrokenChain, match="offsets 0 to 3"):
+    with undone(connection), pytest.raises(event_log.BrokenChain, match="offsets 0 to 3"):
         Merge({}).pop_run(connection, (4711, 0, 3))
 
 
@@ -353,7 +353,7 @@ def write_world(scribe: Scribe, given: dict[Place, list[int]], *, segment: int =
 def order_of(connection: Connection, given: dict[Place, list[int]]) -> list[Order]:
     """What a bounded run makes of it."""
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*THREE))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(*THREE))
         write_world(scribe, given)
         return [row[:4] for row in take_all(Merge({}), connection, scribe.ends())]
 
@@ -402,10 +402,10 @@ def test_rows_in_order_are_taken_in_order(connection: Connection) -> None:
 @pytest.fixture
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a log of a few hundred rows is many windows long."""
-    monkeypatch.setattr("streams.lookahead.WINDOWS", (5, 40))
-    for name in ("streams.lookahead.LONGEST", "streams.merge.LONGEST"):
+    monkeypatch.setattr("streams.train.lookahead.WINDOWS", (5, 40))
+    for name in ("streams.train.lookahead.LONGEST", "streams.train.merge.LONGEST"):
         monkeypatch.setattr(name, 40)
-    monkeypatch.setattr("streams.merge._READ_AHEAD", 80)
+    monkeypatch.setattr("streams.train.merge._READ_AHEAD", 80)
 
 
 @pytest.mark.usefixtures("short_windows")
@@ -414,7 +414,7 @@ def test_the_order_is_the_cursor_s(connection: Connection, trouble: str) -> None
     """A restart at each row goes on as one run did: nothing but the cursor decides."""
     given = world(trouble, each=170)
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*THREE))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(*THREE))
         write_world(scribe, given, segment=33)
         rows = take_all(Merge({}), connection, scribe.ends())
         merge = Merge({})
@@ -437,7 +437,7 @@ def test_the_order_is_the_cursor_s(connection: Connection, trouble: str) -> None
 def test_a_restart_far_into_a_long_log_goes_on_as_one_run_did(connection: Connection) -> None:
     given = world("40 live rows, then the past")
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*THREE))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(*THREE))
         write_world(scribe, given)
         rows = take_all(Merge({}), connection, scribe.ends())
         cursor = dict.fromkeys(scribe.ends(), 0)
@@ -461,11 +461,11 @@ def test_a_bounded_run_gives_one_order_at_whatever_pace_ingest_brings_it(
     given = world("none", each=110)
     given[THREE[0]].insert(0, FAR)
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*THREE))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(*THREE))
         write_world(scribe, given)
         expected, ends = take_all(Merge({}), connection, scribe.ends()), scribe.ends()
     with undone(connection):
-        scribe, left = Scribe(connection, Vocabulary(connection.engine), streams_of(*THREE)), dict(given)
+        scribe, left = Scribe(connection, Dictionary(connection.engine), streams_of(*THREE)), dict(given)
         number = dict(zip(ends, scribe.ends(), strict=True))
         merge, found = Merge({}), list[LogRow]()
         merge.refresh(connection)
@@ -483,7 +483,7 @@ def test_a_bounded_run_gives_one_order_at_whatever_pace_ingest_brings_it(
 def test_live_rows_are_taken_as_far_as_they_are_there(connection: Connection) -> None:
     """Nobody waits for a thousand rows that have not been sent yet."""
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2], PLACES[3]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2], PLACES[3]))
         write(scribe, PLACES[2], [(0, FAR), (0, 7)])
         write(scribe, PLACES[3], [(0, 5), (0, 9)])
         merge = Merge({})
@@ -494,7 +494,7 @@ def test_live_rows_are_taken_as_far_as_they_are_there(connection: Connection) ->
 def test_what_follows_in_the_log_is_looked_at_before_a_row_is_taken(connection: Connection) -> None:
     """Segments are as long as batches were: where they end says nothing."""
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2], PLACES[3]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2], PLACES[3]))
         for time in (FAR, 3, 4, 5):
             write(scribe, PLACES[2], [(0, time)])
         write(scribe, PLACES[3], [(0, n) for n in (1, 2, 6, 7)])
@@ -506,7 +506,7 @@ def test_what_follows_in_the_log_is_looked_at_before_a_row_is_taken(connection: 
 def test_more_of_a_stream_that_was_read_ahead_is_no_news(connection: Connection) -> None:
     """A busy partition would otherwise keep `train` from ever passing a silent one by."""
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2], PLACES[3]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2], PLACES[3]))
         write(scribe, PLACES[2], [(0, 5)])
         merge = Merge({})
         assert merge.refresh(connection)
@@ -518,12 +518,12 @@ def test_more_of_a_stream_that_was_read_ahead_is_no_news(connection: Connection)
 def test_rows_of_the_erased_are_not_looked_at(connection: Connection) -> None:
     """Whether or not the log still holds them: so an erasure and what comes of it later give one order."""
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(PLACES[2], PLACES[3]))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(PLACES[2], PLACES[3]))
         scribe.write(
             PLACES[2], [Given(0, 7, user="ann"), Given(1, 1, user="bob"), Given(2, 8, user="ann", other="bob")]
         )
         write(scribe, PLACES[3], [(0, 5), (0, 6)])
         merge = Merge({})
-        merge.pass_over(frozenset({"bob"}))
+        merge.exclude_users(frozenset({"bob"}))
         found = [row.record_at for _ in range(3) if (row := take(merge, connection)) is not None]
         assert found == [5, 6]

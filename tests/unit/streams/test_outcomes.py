@@ -20,26 +20,27 @@ from sqlalchemy import Connection, text
 
 from contracts.identity import event_key
 from contracts.topics import LABELS, PAYMENT, USER
-from learners.baselines.risk import columns
-from learners.batch import Batch, TargetKind
-from learners.cohort import Cohort, CohortReport
-from storage import journal, labels, log, offsets, predictions, snapshots
+from learners.arms.group import ArmGroup, ArmGroupReport
+from learners.baselines.logistic_risk import columns
+from learners.contract.batch import Batch, TargetKind
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.journal import Seat, Step
-from storage.labels import Resolution
-from storage.sequences import SequenceEvent
-from storage.vocabulary import Vocabulary
-from streams.course import Course, Plan, make_deterministic
-from streams.merge import LabelRow, LogRow, Merge, Row, runs_of
-from streams.silences import Silences, SilenceWatch
+from storage.learning import journal, label_resolutions, predictions, snapshot_files
+from storage.learning.journal import Step, WriterLease
+from storage.learning.label_resolutions import Resolution
+from storage.log import event_log, offsets
+from storage.sequences.user_sequences import SequenceEvent
+from streams.train.merge import LabelRow, LogRow, Merge, Row, runs_of
+from streams.train.silences import Silences, SilenceWatch
+from streams.train.step_runner import LearnerConfig, StepRunner, make_deterministic
 from tests.integration.learning import Given, Place, Scribe, Told, streams_of, undone
 from tests.unit.streams.label_oracle import Oracle, Taken
 
 SECOND = 1_000_000
 LAST_N = 4
 HORIZON = 30 * SECOND
-PLAN = Plan(learner="risk", seed=0, options={"last_n": LAST_N, "prior": 0.1}, resolution_us=SECOND)
-SILENT = Plan(**{**vars(PLAN), "horizon_us": HORIZON})
+PLAN = LearnerConfig(learner="risk", seed=0, options={"last_n": LAST_N, "prior": 0.1}, resolution_us=SECOND)
+SILENT = LearnerConfig(**{**vars(PLAN), "horizon_us": HORIZON})
 PLACES: list[Place] = [(PAYMENT, 0), (PAYMENT, 1), (USER, 0), (LABELS, 0)]
 property_test = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -126,7 +127,7 @@ def written(connection: Connection, world: Sequence[Happening]) -> list[Row]:
 
 def merged(connection: Connection, rows: Mapping[Place, Sequence[Given | Told]]) -> list[Row]:
     """Rows of each stream, written to the log, as the merge gives them back."""
-    scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES))
+    scribe = Scribe(connection, Dictionary(connection.engine), streams_of(*PLACES))
     for place, some in rows.items():
         if some:
             scribe.write(place, some)
@@ -145,10 +146,10 @@ def steps_of(rows: Sequence[Row], cut: set[int]) -> list[Sequence[Row]]:
     return [rows[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-class Watched(Cohort):
+class Watched(ArmGroup):
     """Notes what it is asked."""
 
-    def __init__(self, plain: Cohort) -> None:
+    def __init__(self, plain: ArmGroup) -> None:
         super().__init__(plain.learner, {"risk_rate": plain.arms["reference.risk_rate"]}, parties=plain.parties)
         self._last_n = plain.needs.last_n
         self.asked: dict[int, tuple[list[float], list[int]]] = {}
@@ -156,7 +157,7 @@ class Watched(Cohort):
         self.matured: list[tuple[int, list[float], list[int], float, float]] = []
         """(event, columns, history, outcome, known at), in the order of learning."""
 
-    def _take(self, batch: Batch, census: Batch | None) -> CohortReport:
+    def _take(self, batch: Batch, census: Batch | None) -> ArmGroupReport:
         x = columns(batch.context, batch.query, last_n=self._last_n).tolist()
         for n, key in enumerate(batch.origin.key.tolist()):
             start = int(batch.context.offsets[batch.query.stack[n]])
@@ -173,12 +174,12 @@ class Watched(Cohort):
 class Walk:
     """A course that journals each step ahead and runs it, as `train` does."""
 
-    def __init__(self, connection: Connection, plan: Plan) -> None:
+    def __init__(self, connection: Connection, plan: LearnerConfig) -> None:
         self.connection = connection
-        self.seat: Seat = journal.take_seat(connection, learner="risk", version="1", config={})[0]
-        self.cohort = Watched(plan.fresh())
-        self.course = Course(plan, self.cohort, {}, front=None, seat=self.seat)
-        self.watch = SilenceWatch(self.course, asked=lambda: None)
+        self.lease: WriterLease = journal.acquire_lease(connection, learner="risk", version="1", config={})[0]
+        self.arm_group = Watched(plan.fresh())
+        self.runner = StepRunner(plan, self.arm_group, {}, front=None, lease=self.lease)
+        self.watch = SilenceWatch(self.runner, asked=lambda: None)
         self.silent: bool = plan.horizon_us is not None
         self.steps: list[Step] = []
         self.taken: list[Taken] = []
@@ -187,7 +188,7 @@ class Walk:
 
     def silences(self) -> Silences:
         """Of the next step, as far as the log goes."""
-        ends, merge = offsets.watermark(self.connection), self.course.merge
+        ends, merge = offsets.watermark(self.connection), self.runner.merge
         merge.refresh(self.connection)
         merge.set_ends(ends)
         assert merge.settled()
@@ -197,18 +198,18 @@ class Walk:
         found = self.silences() if self.silent else Silences()
         step = Step(
             number=len(self.steps), rows=runs_of(rows), front=None, idle=(), late=0, snapshot=False, actions=(),
-            ticks=found.ticks, cursor=dict(self.course.cursor), drained=found.drained,
-            task_clock=None if found.clock is None else log.time_of(found.clock),
+            ticks=found.ticks, cursor=dict(self.runner.cursor), drained=found.drained,
+            task_clock=None if found.clock is None else event_log.time_of(found.clock),
         )  # fmt: skip
-        journal.append(self.connection, self.seat, step)
+        journal.append(self.connection, self.lease, step)
         self.steps.append(step)
         self.taken.append(Taken(rows, frozenset(subject for _, subject in found.ticks), found.clock))
-        before = len(self.cohort.matured)
-        self.course.learn(self.connection, rows, number=step.number, ticks=step.ticks, task_clock=step.task_clock)
-        self.learnt.append([key for key, *_ in self.cohort.matured[before:]])
+        before = len(self.arm_group.matured)
+        self.runner.learn(self.connection, rows, number=step.number, ticks=step.ticks, task_clock=step.task_clock)
+        self.learnt.append([key for key, *_ in self.arm_group.matured[before:]])
         if self.silent:
             for run in step.rows:
-                self.course.merge.pop_run(self.connection, run)
+                self.runner.merge.pop_run(self.connection, run)
 
     def finish(self) -> None:
         """Silences that are left when everything is read."""
@@ -265,11 +266,11 @@ def test_an_outcome_is_learnt_in_the_first_step_that_covers_both_and_sees_what_i
         expected = expected_of(rows, steps)
         learnt = {key: number for number, keys in enumerate(walk.learnt) for key in keys}
         assert learnt == {key: step for key, (step, _, _) in expected.items()}
-        assert len(walk.cohort.matured) == len(expected), "each is learnt once"
-        for key, x, seen, y, _ in walk.cohort.matured:
+        assert len(walk.arm_group.matured) == len(expected), "each is learnt once"
+        for key, x, seen, y, _ in walk.arm_group.matured:
             assert (seen, y) == expected[key][1:]
-            if seen == walk.cohort.asked[key][1] and on_time(rows, key):
-                assert x == walk.cohort.asked[key][0], "to the bit"
+            if seen == walk.arm_group.asked[key][1] and on_time(rows, key):
+                assert x == walk.arm_group.asked[key][0], "to the bit"
         waiting = {row.subject for row in walk.labels() if row.resolution is None}
         told = {subject_of(row) for row in rows if isinstance(row, LabelRow)}
         assert waiting == told - set(expected), "labels of visits wait for a payment"
@@ -295,18 +296,18 @@ def test_a_course_repeated_from_any_step_gives_the_same_bytes_and_the_same_rows(
         taken_up_at = min(taken_up_at, len(steps) - 1)
         for number, step in enumerate(steps):
             if number == taken_up_at:
-                tensors, cursor, front = walk.course.tensors(), dict(walk.course.cursor), walk.course.recent
+                tensors, cursor, front = walk.runner.tensors(), dict(walk.runner.cursor), walk.runner.recent
                 tensors = {name: array.copy() for name, array in tensors.items()}
             walk.step(step)
         walk.finish()
         before, settled = walk.table(), walk.labels()
-        for seat in (walk.seat, None):
-            again = Course(SILENT, SILENT.fresh(), cursor, front=front, seat=seat)
+        for lease in (walk.lease, None):
+            again = StepRunner(SILENT, SILENT.fresh(), cursor, front=front, lease=lease)
             again.load(tensors)
             for stored in journal.steps(connection, "risk", 1, taken_up_at, len(walk.steps)):
                 assert stored == walk.steps[stored.number]
                 again.repeat(connection, stored)
-            assert snapshots.digest(again.tensors()) == snapshots.digest(walk.course.tensors())
+            assert snapshot_files.digest(again.tensors()) == snapshot_files.digest(walk.runner.tensors())
             assert (walk.table(), walk.labels()) == (before, settled)
 
 
@@ -353,7 +354,7 @@ def test_silence_to_the_horizon_is_a_negative_label_once_and_whoever_speaks_late
             key: (one.corrected, one.value, one.silent if one.value is not None else None)
             for key, one in oracle.subjects.items()
         }
-        learnt = [(key, y) for key, _, _, y, _ in walk.cohort.matured]
+        learnt = [(key, y) for key, _, _, y, _ in walk.arm_group.matured]
         expected = [(key, one.value) for key, one in oracle.subjects.items() if one.value is not None]
         expected += [(key, one.corrected) for key, one in oracle.subjects.items() if one.corrected]
         assert sorted(learnt) == sorted(expected), "each outcome once, and each correction once"
@@ -378,22 +379,22 @@ def test_of_two_labels_the_first_counts_and_those_of_other_tasks_or_of_users_are
             first._replace(value=0.0),
         ]
         walk.step([row._replace(offset=n) for n, row in enumerate(more)])
-        assert walk.course.outcomes is not None
-        handled = walk.course.outcomes.handled
+        assert walk.runner.outcomes is not None
+        handled = walk.runner.outcomes.handled
         assert dict(handled.labels) == {
             Resolution.LEARNT: 1, Resolution.OTHER_TASK: 1, Resolution.NO_SUBJECT: 1, Resolution.CONTRADICTING: 1,
         }  # fmt: skip
         walk.step([first._replace(offset=4, value=0.0), first._replace(offset=5)])
-        assert dict(walk.course.outcomes.handled.labels) == {Resolution.CONTRADICTING: 1, Resolution.REPEATED: 1}
-        assert [y for *_, y, _ in walk.cohort.matured] == [1.0]
+        assert dict(walk.runner.outcomes.handled.labels) == {Resolution.CONTRADICTING: 1, Resolution.REPEATED: 1}
+        assert [y for *_, y, _ in walk.arm_group.matured] == [1.0]
 
 
 def test_a_time_leap_closes_the_silent_in_portions_oldest_first(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streams.outcomes.TICKS", 3)
+    monkeypatch.setattr("streams.train.delayed_labels.TICKS", 3)
     with undone(connection):
-        labels.assume_complete(connection, "fraud")
+        label_resolutions.assume_complete(connection, "fraud")
         quiet = Happening(True, "ann", "deli", 0, None, 0, 0.0)
         rows, walk = written(connection, [quiet] * 30), Walk(connection, SILENT)
         walk.step(rows)
@@ -411,17 +412,17 @@ def test_a_prediction_whose_event_an_erasure_took_goes_with_its_tick_and_teaches
     connection: Connection,
 ) -> None:
     with undone(connection):
-        labels.assume_complete(connection, "fraud")
+        label_resolutions.assume_complete(connection, "fraud")
         quiet = Happening(True, "ann", "deli", 0, None, 0, 0.0)
         rows, walk = written(connection, [quiet] * 24), Walk(connection, SILENT)
         walk.step(rows)
         due = len(walk.silences().ticks)
         assert due == 5
         connection.execute(text("DELETE FROM user_segment"))
-        walk.course.learn(connection, [], erased=frozenset({b"somebody"}), number=1)
+        walk.runner.learn(connection, [], erased=frozenset({b"somebody"}), number=1)
         walk.step([])
         assert walk.silences().ticks == ()
-        assert (walk.cohort.matured, len(walk.table())) == ([], 24 - due)
+        assert (walk.arm_group.matured, len(walk.table())) == ([], 24 - due)
 
 
 def test_of_labels_that_come_before_their_event_the_first_waits_and_none_is_let_go(connection: Connection) -> None:
@@ -450,8 +451,8 @@ def test_a_history_beyond_what_is_remembered_is_read_as_it_was(connection: Conne
         walk = Walk(connection, PLAN)
         for start in range(0, len(rows), 5):
             walk.step(rows[start : start + 5])
-        [(key, x, seen, y, _)] = walk.cohort.matured
-        assert (x, seen) == walk.cohort.asked[key]
+        [(key, x, seen, y, _)] = walk.arm_group.matured
+        assert (x, seen) == walk.arm_group.asked[key]
         assert (len(seen), y) == (LAST_N, 1.0)
 
 
@@ -486,25 +487,25 @@ def test_ten_thousand_shuffled_labels_of_card_payments_see_what_was_known_as_of_
 ) -> None:
     with undone(connection):
         rows = card_payments(connection, shared_data, count=40_000, labels=10_000)
-        plan = Plan(learner="risk", seed=0, options={}, resolution_us=SECOND)
+        plan = LearnerConfig(learner="risk", seed=0, options={}, resolution_us=SECOND)
         walk, size = Walk(connection, plan), 256
         for start in range(0, len(rows), size):
             walk.step(rows[start : start + size])
         place = {row.event.key: n for n, row in enumerate(rows) if isinstance(row, LogRow)}
         known = {subject_of(row): n for n, row in enumerate(rows) if isinstance(row, LabelRow)}
         learnt = {key: number for number, keys in enumerate(walk.learnt) for key in keys}
-        assert len(known) == len(walk.cohort.matured) == 10_000
+        assert len(known) == len(walk.arm_group.matured) == 10_000
         assert learnt == {key: max(n, place[key]) // size for key, n in known.items()}
         own: dict[str, list[tuple[int, SequenceEvent]]] = {}
         for n, row in enumerate(rows):
             if isinstance(row, LogRow):
                 own.setdefault(row.user, []).append((n, row.event))
-        for key, x, seen, _, _ in walk.cohort.matured:
+        for key, x, seen, _, _ in walk.arm_group.matured:
             row = rows[place[key]]
             assert isinstance(row, LogRow)
             before = sorted(event for n, event in own[row.user] if n < place[key] and event.at < row.event.at)
             assert seen == [event.key for event in before][-32:]
-            assert (x, seen) == walk.cohort.asked[key], "to the bit"
+            assert (x, seen) == walk.arm_group.asked[key], "to the bit"
 
 
 def means(losses: Mapping[str, Any]) -> dict[str, float]:
@@ -517,8 +518,8 @@ def test_the_headline_is_the_stored_prediction(connection: Connection) -> None:
         walk.step(rows[:12])
         connection.execute(text("UPDATE prediction SET risks = '{0.5,0.25}' WHERE closed_step IS NULL"))
         stack = [row for row in rows[12:] if isinstance(row, LabelRow)]
-        report = walk.course.learn(connection, stack, number=0)
+        report = walk.runner.learn(connection, stack, number=0)
         assert report is not None
         assert means(report.losses["learner"])["risk"] == pytest.approx(np.log(2.0))
         assert means(report.losses["reference.risk_rate"])["risk"] == pytest.approx(np.log(4.0))
-        assert log.time_of(stack[0].known_at) in {row.known_at for row in walk.table()}
+        assert event_log.time_of(stack[0].known_at) in {row.known_at for row in walk.table()}

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from learners.build import build_cohort
-from learners.cohort import LEARNER, Tally
-from learners.synthetic import batch_of, random_batch, random_histories
-from streams.progress import confidence_of
+from learners.arms.group import LEARNER, LossTotal
+from learners.contract.made_up.streams import batch_of, random_batch, random_histories
+from learners.registry import build_group
+from streams.train.progress import confidence_of
 
 
 def test_confidence_is_the_probability_of_the_type_held_most_probable_over_the_rows() -> None:
-    cohort = build_cohort("markov")
+    arm_group = build_group("markov")
     for seed in range(3):
-        report = cohort.step(random_batch(seed, rows=16, length=4))
+        report = arm_group.step(random_batch(seed, rows=16, length=4))
     found = confidence_of(report)
     assert found is not None
     best = report.prediction.type_log_probs.exp().max(dim=1).values
@@ -27,26 +27,26 @@ def test_confidence_is_the_probability_of_the_type_held_most_probable_over_the_r
 
 
 def test_a_learner_that_names_no_types_has_no_confidence() -> None:
-    report = build_cohort("markov").step(random_batch(1, rows=4, length=3))
+    report = build_group("markov").step(random_batch(1, rows=4, length=3))
     silent = replace(report, prediction=replace(report.prediction, type_log_probs=torch.zeros(4, 0)))
     assert confidence_of(silent) is None
-    assert confidence_of(replace(report, losses={LEARNER: {"error": Tally(sum=1.0, count=3)}})) is None
+    assert confidence_of(replace(report, losses={LEARNER: {"error": LossTotal(sum=1.0, count=3)}})) is None
 
 
 def test_prompttpp_tells_which_prompts_its_rows_retrieved() -> None:
     torch.set_num_threads(1)
-    cohort = build_cohort("prompttpp", pool=6, retrieved=2)
+    arm_group = build_group("prompttpp", pool=6, retrieved=2)
     histories = random_histories(0, 8, 5)
-    report = cohort.step(batch_of(histories, [(row, 4) for row in range(8)]))
+    report = arm_group.step(batch_of(histories, [(row, 4) for row in range(8)]))
     layers = {name.split(".")[0] for name in report.retrieved}
     assert {int(name.split(".")[1]) for name in report.retrieved} <= set(range(6))
     for layer in layers:
         rows = [count for name, count in report.retrieved.items() if name.startswith(f"{layer}.")]
         assert sum(rows) == 2 * 8
         assert max(rows) <= 8
-    assert len(layers) == len(cohort.learner.state()["usage"])
+    assert len(layers) == len(arm_group.learner.state()["usage"])
 
 
 def test_a_learner_without_a_pool_tells_of_none() -> None:
-    assert build_cohort("markov").step(random_batch(2, rows=4, length=3)).retrieved == {}
-    assert np.isfinite(build_cohort("slow").step(random_batch(2, rows=4, length=3)).losses[LEARNER]["type"].mean)
+    assert build_group("markov").step(random_batch(2, rows=4, length=3)).retrieved == {}
+    assert np.isfinite(build_group("slow").step(random_batch(2, rows=4, length=3)).losses[LEARNER]["type"].mean)

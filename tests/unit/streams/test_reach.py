@@ -6,42 +6,42 @@ from typing import Any
 
 import pytest
 
-from runtime.lifecycle import Refused
-from streams import reach
-from streams.course import Plan
+from runtime.lifecycle import OperatorActionRequired
+from streams.maintain import history_requirements
+from streams.train.step_runner import LearnerConfig
 
 
 def born(learner: str, **options: Any) -> dict[str, dict[str, Any]]:
     """As the learner's row keeps it."""
-    return {learner: Plan(learner=learner, seed=1, options=options, resolution_us=1).as_json()}
+    return {learner: LearnerConfig(learner=learner, seed=1, options=options, resolution_us=1).as_json()}
 
 
 def test_no_learner_asks_for_nothing() -> None:
-    reach.check({}, events=256)
+    history_requirements.check({}, events=256)
 
 
 def test_as_many_events_as_a_learner_asks_for_are_enough_and_one_fewer_is_not() -> None:
-    reach.check(born("prompttpp", last_n=700), events=700)
-    with pytest.raises(Refused, match="prompttpp for 700"):
-        reach.check(born("prompttpp", last_n=700), events=699)
+    history_requirements.check(born("prompttpp", last_n=700), events=700)
+    with pytest.raises(OperatorActionRequired, match="prompttpp for 700"):
+        history_requirements.check(born("prompttpp", last_n=700), events=699)
 
 
 def test_what_is_not_set_is_asked_of_the_learner_and_of_the_arms_beside_it() -> None:
-    """Of a cohort of sdim, both the learner and the count of own items ask for 256 by default."""
-    reach.check(born("sdim"), events=256)
-    with pytest.raises(Refused, match="sdim for 256"):
-        reach.check(born("sdim"), events=255)
+    """Of a arm group of sdim, both the learner and the count of own items ask for 256 by default."""
+    history_requirements.check(born("sdim"), events=256)
+    with pytest.raises(OperatorActionRequired, match="sdim for 256"):
+        history_requirements.check(born("sdim"), events=255)
 
 
 def test_all_that_ask_for_more_are_named_and_the_longest_is_what_to_set() -> None:
     askers = born("prompttpp", last_n=700) | born("sdim", last_n=900) | born("risk")
-    with pytest.raises(Refused, match="prompttpp for 700, sdim for 900") as refused:
-        reach.check(askers, events=512)
-    assert "DRIFTLINE_MAINTAIN__STATE_EVENTS to 900" in refused.value.todo
+    with pytest.raises(OperatorActionRequired, match="prompttpp for 700, sdim for 900") as refused:
+        history_requirements.check(askers, events=512)
+    assert "DRIFTLINE_MAINTAIN__STATE_EVENTS to 900" in refused.value.hint
     assert "risk" not in str(refused.value)
 
 
 @pytest.mark.parametrize("askers", [born("of_tomorrow"), born("prompttpp", depth=3), {"prompttpp": {}}])
 def test_a_learner_that_this_code_cannot_build_is_not_trimmed_behind_its_back(askers: dict[str, Any]) -> None:
-    with pytest.raises(Refused, match=r"cannot tell how long its histories are.*learner "):
-        reach.check(askers, events=100_000)
+    with pytest.raises(OperatorActionRequired, match=r"cannot tell how long its histories are.*learner "):
+        history_requirements.check(askers, events=100_000)

@@ -10,10 +10,11 @@ import torch
 from sqlalchemy import Connection
 
 from contracts.topics import LABELS, PAYMENT, USER
-from storage import labels, suppression
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.vocabulary import Vocabulary
-from streams.course import make_deterministic
+from storage.learning import label_resolutions
+from storage.privacy import suppression
+from streams.train.step_runner import make_deterministic
 from tests.integration.learning import Given, Told, undone
 from tests.unit.streams.label_histories import DAY, FAR, HOUR, JUNE, TODAY, Passage, World
 
@@ -54,7 +55,7 @@ def passage_of(
     world = World()
     world.records[PAYMENT, 0], world.records[LABELS, 0] = list(payments), list(told_)
     world.records[USER, 0] = list(visits or [])
-    passage = Passage(connection, Vocabulary(connection.engine), world, seed=0)
+    passage = Passage(connection, Dictionary(connection.engine), world, seed=0)
     passage.broker |= {place: len(records) for place, records in world.records.items()}
     passage._dice.random = lambda: 0.5  # type: ignore[method-assign]  # the broker always answers
     passage.ingest(all_of_it=True)
@@ -142,17 +143,17 @@ def test_without_a_label_ever_no_payment_counts_as_good_until_a_person_says_so(c
         passage = passage_of(connection, [paid(n) for n in range(80)], [other])
         assert silent(passage) == 0
         assert passage.watch.live(connection, 10_000).held
-        labels.assume_complete(connection, "fraud")
+        label_resolutions.assume_complete(connection, "fraud")
         assert silent(passage) == 80 - 4 - 20
-        labels.assume_no_more(connection, "fraud")
+        label_resolutions.assume_no_more(connection, "fraud")
 
 
 def test_a_label_after_the_correction_window_is_too_late(connection: Connection) -> None:
     with undone(connection):
         passage = passage_of(connection, [paid(n) for n in range(80)], [told(79, 0)])
         silent(passage)
-        assert passage.course.outcomes is not None
-        passage.course.outcomes._correction_us = 30 * DAY  # type: ignore[misc]
+        assert passage.runner.outcomes is not None
+        passage.runner.outcomes._correction_us = 30 * DAY  # type: ignore[misc]
         late = [told(n, n) for n in range(1, 50)]
         passage.world.records[LABELS, 0] += late
         passage.broker[LABELS, 0] += len(late)
@@ -170,7 +171,7 @@ def test_a_correction_whose_context_is_gone_teaches_nothing_and_is_counted(conne
         passage = passage_of(connection, [paid(n) for n in range(80)], [told(79, 0)])
         silent(passage)
         connection.exec_driver_sql("DELETE FROM user_segment")
-        passage.course._histories.forget()
+        passage.runner._histories.forget()
         passage.world.records[LABELS, 0].append(told(1, 1))
         passage.broker[LABELS, 0] += 1
         passage.ingest(all_of_it=True)
@@ -193,7 +194,7 @@ def test_labels_that_wait_are_counted_by_how_long_ago_they_became_known(connecti
         early = [told(500 + n, 1 + n, known_at=JUNE + 40 * DAY - n * 3 * DAY) for n in range(12)]
         passage = passage_of(connection, [paid(n) for n in range(80)], [told(0, 0), *early])
         silent(passage)
-        assert passage.course.outcomes is not None
+        assert passage.runner.outcomes is not None
         clock = JUNE + 40 * DAY
         bounds = [clock - 30 * DAY, clock - 7 * DAY, clock - DAY]
-        assert passage.course.outcomes.waiting_by_age(connection, bounds) == [1, 8, 2, 1]
+        assert passage.runner.outcomes.waiting_by_age(connection, bounds) == [1, 8, 2, 1]

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import Connection
 
 from contracts.topics import LABELS, PAYMENT, USER
-from storage import retention
+from storage.dictionary import Dictionary
 from storage.engine import open_engine
-from storage.vocabulary import Vocabulary
-from streams.merge import Merge
-from streams.task_clocks import Progress, TaskClocks, lower_median, watermark
+from storage.log import log_retention
+from streams.train.merge import Merge
+from streams.train.task_clocks import Progress, TaskClocks, lower_median, watermark
 from tests.integration.learning import Given, Place, Scribe, Told, streams_of, undone
 
 PLACES: list[Place] = [(PAYMENT, 0), (PAYMENT, 1), (USER, 0), (LABELS, 0)]
@@ -72,7 +72,7 @@ def test_one_far_row_moves_no_clock_and_five_of_nine_do() -> None:
 
 def log_of(connection: Connection, seed: int) -> Scribe:
     """Segments of a few rows each, tasks in turn, with offsets that hold no row."""
-    dice, scribe = random.Random(seed), Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES))
+    dice, scribe = random.Random(seed), Scribe(connection, Dictionary(connection.engine), streams_of(*PLACES))
     for _ in range(12):
         place = dice.choice(PLACES)
         offset, rows = scribe.next[place], list[Given | Told]()
@@ -94,7 +94,7 @@ def test_clocks_kept_row_by_row_are_those_that_the_log_gives_at_each_cursor(conn
     with undone(connection):
         scribe, erased = log_of(connection, seed), frozenset({"cem"} if seed % 2 else set())
         merge, kept = Merge({}, labels=True), TaskClocks("fraud")
-        merge.pass_over(erased)
+        merge.exclude_users(erased)
         merge.refresh(connection)
         merge.set_ends(scribe.ends())
         topic_of = [(scribe.stream_id(place), place[0]) for place in PLACES]
@@ -113,7 +113,7 @@ def test_clocks_kept_row_by_row_are_those_that_the_log_gives_at_each_cursor(conn
 
 def test_retention_leaves_the_rows_that_a_clock_is_made_of(connection: Connection) -> None:
     with undone(connection):
-        scribe = Scribe(connection, Vocabulary(connection.engine), streams_of(*PLACES))
+        scribe = Scribe(connection, Dictionary(connection.engine), streams_of(*PLACES))
         for n in range(40):
             scribe.write((PAYMENT, 0), [Given(n, n, n, "ann", "paid")], known=False)
             scribe.write((LABELS, 0), [Told(n, n, n, "ann", "x", n, task="fraud" if n % 4 == 0 else "default")])
@@ -122,7 +122,7 @@ def test_retention_leaves_the_rows_that_a_clock_is_made_of(connection: Connectio
         )
         pay, tell = scribe.stream_id((PAYMENT, 0)), scribe.stream_id((LABELS, 0))
         cursor = {pay: 30, tell: 38}
-        assert retention._clocked(connection, PAYMENT, pay, cursor) == 21
-        assert retention._clocked(connection, LABELS, tell, cursor) == 4  # 36, 32, .., 4 are the nine of the task
-        assert retention._clocked(connection, LABELS, tell, {tell: 9}) == 0, "fewer than nine: all there are"
-        assert retention._clocked(connection, USER, scribe.stream_id((USER, 0)), cursor) == 2**63 - 1
+        assert log_retention._clocked(connection, PAYMENT, pay, cursor) == 21
+        assert log_retention._clocked(connection, LABELS, tell, cursor) == 4  # 36, 32, .., 4 are the nine of the task
+        assert log_retention._clocked(connection, LABELS, tell, {tell: 9}) == 0, "fewer than nine: all there are"
+        assert log_retention._clocked(connection, USER, scribe.stream_id((USER, 0)), cursor) == 2**63 - 1

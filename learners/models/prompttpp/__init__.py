@@ -1,0 +1,1 @@
+"""PromptTPP: when the next event comes and of which type."""

@@ -1,0 +1,1 @@
+"""SDIM: which item a user takes next, by hash signatures of a long history."""

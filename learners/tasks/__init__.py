@@ -1,0 +1,1 @@
+"""What learners are asked, and how their answers are measured."""

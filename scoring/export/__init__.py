@@ -1,0 +1,1 @@
+"""`driftline export`: snapshots as bundles that answer by themselves."""

@@ -1,0 +1,1 @@
+"""`driftline score`: answers over HTTP and Kafka."""

@@ -1,0 +1,1 @@
+"""What learners leave behind: journal, predictions, snapshots, serving rows."""

@@ -1,0 +1,1 @@
+"""Sessions of Postgres: who is addressed, what is set and read back, what each error means."""

@@ -1,0 +1,1 @@
+"""Erasure of users, and the suppression of what still arrives of them."""

@@ -1,0 +1,1 @@
+"""Per-user sequences: appended batch by batch, read as of a cursor, compacted and trimmed."""

@@ -1,0 +1,1 @@
+"""`driftline drift`: progress, labels and answers into alarms."""

@@ -1,0 +1,1 @@
+"""`driftline ingest`: Kafka topics into the event log and per-user sequences."""

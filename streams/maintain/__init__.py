@@ -1,0 +1,1 @@
+"""`driftline maintain`: compaction, retention and collection of snapshots."""

@@ -1,0 +1,1 @@
+"""`driftline train`: the event log into one learner and its baselines."""
