@@ -68,7 +68,10 @@ def main() -> int:
 
 def measure(servers: Service, asked: argparse.Namespace) -> dict[str, Any]:
     """The whole story, in order."""
-    settings = {"TRAIN__STEP_ROWS": str(asked.step_rows), "TRAIN__WARMUP_EVENTS": str(asked.warmup)}
+    settings = {
+        "TRAIN__STEP_ROWS": str(asked.step_rows),
+        "TRAIN__OPTIONS": json.dumps({name: {"warmup_events": asked.warmup} for name in LEARNERS}),
+    }
     scope = servers.scope("erasure", MAINTAIN__PORT="none", **settings)
     # Of four digits: the id of none of them is the beginning of another's.
     gone = sorted(random.Random(7).sample([user_id(n) for n in range(1_000, asked.users)], asked.erase))

@@ -23,10 +23,10 @@ import psycopg
 from benchmarks.recordings import DATA
 from benchmarks.servers import ROOT, Absent
 from benchmarks.service import Scope, service
-from learners.registry import BASELINES
+from learners.registry import spec_of
 from learners.tasks.outcome_measures import area_under_roc, average_precision, log_loss
 
-ARMS = ("risk", *BASELINES["risk"])
+ARMS = ("risk", *spec_of("risk").baselines)
 UNTAUGHT = timedelta(days=7)
 """No label is known sooner."""
 

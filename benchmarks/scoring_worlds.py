@@ -18,7 +18,7 @@ from learners.contract.state_codec import below, prefixed
 from learners.contract.string_index import rows_for
 from learners.models.sdim.embedding_version import EmbeddingVersion, next_version, serving
 from learners.models.sdim.learner import SDIM
-from learners.models.sdim.network import SDIMConfig
+from learners.models.sdim.spec import SDIMConfig
 from learners.registry import build, build_group
 from storage.dictionary import Dictionary, Space
 from storage.engine import open_engine

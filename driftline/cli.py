@@ -22,6 +22,7 @@ from driftline.commands import (
     example,
     export,
     labels,
+    learners,
     offsets,
     reading,
     replay_journal,
@@ -54,8 +55,8 @@ app = typer.Typer(
     epilog=example("driftline up", "driftline simulate && driftline status"),
 )
 PARTS = (
-    up, run_process, export, setup, sources, reading, offsets, dlq, labels, alarms, snapshots, bundle, replay_journal,
-    verify, erase, retire,
+    up, run_process, export, setup, sources, reading, learners, offsets, dlq, labels, alarms, snapshots, bundle,
+    replay_journal, verify, erase, retire,
 )  # fmt: skip
 for part in PARTS:
     part.add_to(app)

@@ -84,7 +84,9 @@ class Session:
         try:
             return kafka.check(KafkaConfig(settings.kafka_bootstrap, settings.kafka_options, settings.topic_prefix))
         except ConfigurationError as error:  # the client's words may repeat a value
-            raise ConfigurationError(Secrets(settings.secrets()).hide(error.what), where=error.where, hint=error.hint) from None
+            raise ConfigurationError(
+                Secrets(settings.secrets()).hide(error.what), where=error.where, hint=error.hint
+            ) from None
 
     def check_tables(self) -> None:
         """:raises Usage: the database is not at this version's tables. :raises Unavailable: it is away."""

@@ -1,98 +1,203 @@
-"""Every learner by name: a literal dict, so that a search for a name finds its builder."""
+"""Learners by name: entry points of the group `driftline.learners`, each of which names a `LearnerSpec`.
+
+A spec is imported when it is asked for, and imports no torch; a learner is imported when it is built. A package that
+is broken fails its own learners alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, Final
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Final
 
-from learners.arms.frozen import Frozen, finetune_config, slow_config
-from learners.arms.group import ArmGroup
-from learners.baselines.counterparty_features import CounterpartyFeatures
-from learners.baselines.logistic_risk import Risk, RiskConfig
-from learners.baselines.markov import MarkovCounts
-from learners.baselines.outcome_rate import OutcomeRate
-from learners.baselines.own_count import OwnCount
-from learners.contract.protocol import Learner
-from learners.models.prompttpp.learner import PromptTPP
-from learners.models.prompttpp.network import PromptTPPConfig
-from learners.models.sdim.learner import SDIM, reference_config, unclocked_config
-from learners.models.sdim.network import SDIMConfig
-from learners.tasks.ranking import Ranking, RankingConfig
+from learners.contract.needs import Needs, TaskSpec
+from learners.contract.spec import BadOption, LearnerSpec, configured
 
-NEXT_EVENT: Final[Mapping[str, Callable[[PromptTPPConfig], Learner]]] = {
-    "prompttpp": lambda config: PromptTPP(config),
-    "finetune": lambda config: PromptTPP(finetune_config(config), name="finetune"),
-    "slow": lambda config: PromptTPP(slow_config(config), name="slow"),
-    "frozen": lambda config: Frozen(PromptTPP(config), warmup_events=config.warmup_events),
-    "markov": lambda config: MarkovCounts(max_types=config.max_types),
-}
-"""When and what next."""
+if TYPE_CHECKING:
+    from learners.arms.group import ArmGroup
+    from learners.contract.protocol import Learner
 
-RANKING: Final[Mapping[str, Callable[[SDIMConfig], Learner]]] = {
-    "sdim": lambda config: SDIM(config),
-    "sdim_frozen": lambda config: Frozen(SDIM(reference_config(config)), warmup_events=config.warmup_events),
-    "sdim_unclocked": lambda config: SDIM(unclocked_config(config), name="sdim_unclocked"),
-    "own_count": lambda config: OwnCount(max_items=config.max_items, last_n=config.last_n),
-}
-"""Which items: they are asked about candidates, so their arm groups hold a `Ranking`."""
-
-OUTCOME: Final[Mapping[str, Callable[[RiskConfig], Learner]]] = {
-    "risk": lambda config: Risk(config),
-    "risk_rate": lambda config: OutcomeRate(config),
-}
-"""What comes of a payment: they learn from late labels, and their groups hold `CounterpartyFeatures`."""
-
-BUILDERS: Final = frozenset({*NEXT_EVENT, *RANKING, *OUTCOME})
-"""All names."""
-
-BASELINES: Final[Mapping[str, tuple[str, ...]]] = {
-    "prompttpp": ("frozen", "finetune", "markov"),
-    "sdim": ("sdim_frozen", "sdim_unclocked", "own_count"),
-    "risk": ("risk_rate",),
-}
-"""Arms that run beside each learner by default. "slow" is the control a claim about prompts also needs."""
+GROUP: Final = "driftline.learners"
 
 
-def build(name: str, seed: int = 0, **config: Any) -> Learner:
+class UnknownLearner(ValueError):
+    """No package that is installed brings a learner of this name; the message names those there are."""
+
+
+class BrokenLearner(ImportError):
+    """The package that brings a learner cannot be imported, or brings something else."""
+
+
+def names() -> tuple[str, ...]:
+    """All there are, sorted; nothing of theirs is imported."""
+    return tuple(sorted(_entries()))
+
+
+def spec_of(name: str) -> LearnerSpec:
+    """The learner's spec.
+
+    :raises UnknownLearner: there is no such learner. :raises BrokenLearner: its package fails.
+    """
+    entry = _entries().get(name)
+    if entry is None:
+        near = get_close_matches(name, names(), 1)
+        meant = f" (meant: {near[0]}?)" if near else ""
+        raise UnknownLearner(f"no learner {name!r}{meant}; there are {', '.join(names()) or 'none'}")
+    return _loaded(entry)
+
+
+def arms_of(name: str) -> tuple[str, ...]:
+    """Names of all variants of a learner, run by default or not.
+
+    :raises UnknownLearner, BrokenLearner: as `spec_of`.
+    """
+    return tuple(spec_of(name).variants)
+
+
+def build_variant(name: str, variant: str, seed: int = 0, **options: Any) -> Learner:
+    """A fresh variant of a learner.
+
+    :raises UnknownLearner, BrokenLearner, BadOption: as `build`. :raises KeyError: there is no such variant.
+    """
+    spec = spec_of(name)
+    return _variant(spec, variant, spec.variants[variant].config(spec.configured(options, seed=seed)))
+
+
+def build(name: str, seed: int = 0, **options: Any) -> Learner:
     """A fresh learner.
 
-    :param config: fields of its family's configuration (`PromptTPPConfig`, `RiskConfig`, or `SDIMConfig` and
-        `RankingConfig`), the same for a learner and its references.
-    :raises ValueError: no such learner; names the ones there are.
+    :raises UnknownLearner, BrokenLearner, BadOption: see `spec_of` and `LearnerSpec.configured`.
     """
-    if name in NEXT_EVENT:
-        return NEXT_EVENT[name](PromptTPPConfig(seed=seed, **config))
-    if name in RANKING:
-        return RANKING[name](_sdim(seed, config))
-    if name in OUTCOME:
-        return OUTCOME[name](RiskConfig(seed=seed, **config))
-    raise ValueError(f"no learner {name!r}; there are {', '.join(sorted(BUILDERS))}")
+    spec = spec_of(name)
+    return _built(spec, spec.configured(options, seed=seed), name)
 
 
-def baselines(name: str, seed: int = 0, **config: Any) -> dict[str, Learner]:
-    """Fresh reference arms of a learner, by the name they have in a arm group."""
-    return {arm: build(arm, seed, **config) for arm in BASELINES.get(name, ())}
+def baselines_of(name: str, config: Any) -> dict[str, Learner]:
+    """Fresh arms that run beside a learner, by the names they have in its group.
+
+    :param config: the learner's.
+    """
+    spec = spec_of(name)
+    return {arm: _arm(spec, arm, config) for arm in spec.baselines}
 
 
-def build_group(name: str, seed: int = 0, **config: Any) -> ArmGroup:
-    """A fresh learner with its references, and with what asks them where they rank or tell risks."""
-    ranking = _ranking(seed, config) if name in RANKING else None
-    parties = _parties(RiskConfig(seed=seed, **config)) if name in OUTCOME else None
-    return ArmGroup(build(name, seed, **config), baselines(name, seed, **config), ranking=ranking, parties=parties)
+def needs_of(name: str, seed: int = 0, **options: Any) -> tuple[Needs, ...]:
+    """What a learner and the arms beside it ask for. Nothing is built.
+
+    :raises UnknownLearner, BrokenLearner, BadOption: as `build`.
+    """
+    spec = spec_of(name)
+    config = spec.configured(options, seed=seed)
+    found = [spec.needs(config)]
+    for arm in spec.baselines:
+        if (variant := spec.variants.get(arm)) is not None:
+            found.append(spec.needs(variant.config(config)))
+        else:
+            other = spec_of(arm)
+            found.append(other.needs(other.shared(config)))
+    return tuple(found)
 
 
-_ASKS: Final = {item.name for item in fields(RankingConfig)}
-_LEARNS: Final = {item.name for item in fields(SDIMConfig)}
+def tasks_of(name: str, seed: int = 0, **options: Any) -> tuple[TaskSpec, ...]:
+    """What a learner answers. Nothing is built.
+
+    :raises UnknownLearner, BrokenLearner, BadOption: as `build`.
+    """
+    spec = spec_of(name)
+    return spec.tasks(spec.configured(options, seed=seed))
 
 
-def _sdim(seed: int, config: Mapping[str, Any]) -> SDIMConfig:
-    return SDIMConfig(seed=seed, **{name: value for name, value in config.items() if name not in _ASKS - _LEARNS})
+def check_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> None:
+    """:raises BadOption: options are given for a kind of task that has none."""
+    if unknown := sorted(tasks.keys() - {"ranking"}):
+        raise BadOption(f"no options for tasks of the kind {', '.join(map(repr, unknown))}; there are some for ranking")
 
 
-def _ranking(seed: int, config: Mapping[str, Any]) -> Ranking:
-    return Ranking(RankingConfig(seed=seed, **{name: value for name, value in config.items() if name in _ASKS}))
+def build_group(
+    name: str, seed: int = 0, *, tasks: Mapping[str, Mapping[str, Any]] | None = None, **options: Any
+) -> ArmGroup:
+    """A fresh learner with its baselines, and with what asks them.
+
+    :param tasks: options of its tasks by kind, equal for all arms.
+    :raises UnknownLearner, BrokenLearner, BadOption: as `build`; `tasks` names one that it has not.
+    """
+    from learners.arms.group import ArmGroup
+
+    spec = spec_of(name)
+    config = spec.configured(options, seed=seed)
+    asking = _asking(spec, config, tasks or {})
+    return ArmGroup(_built(spec, config, name), baselines_of(name, config), **asking)
 
 
-def _parties(config: RiskConfig) -> CounterpartyFeatures:
-    return CounterpartyFeatures(capacity=config.max_parties, prior=config.prior)
+def _asking(spec: LearnerSpec, config: Any, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What asks the arms of a group, by the parameter of `ArmGroup`."""
+    check_tasks(tasks)
+    kinds = {task.kind for task in spec.tasks(config)}
+    if foreign := sorted(tasks.keys() - kinds):
+        raise BadOption(f"learner {spec.name} has no task of the kind {', '.join(map(repr, foreign))}")
+    asking: dict[str, Any] = {}
+    if "ranking" in kinds:
+        from learners.tasks.ranking import Ranking, RankingConfig
+
+        asking["ranking"] = Ranking(
+            configured(RankingConfig, tasks.get("ranking", {}), like=config, what="task ranking")
+        )
+    if "outcome" in kinds:
+        from learners.baselines.counterparty_features import CounterpartyFeatures
+
+        asking["parties"] = CounterpartyFeatures(capacity=config.max_parties, prior=config.prior)
+    return asking
+
+
+def _arm(spec: LearnerSpec, arm: str, config: Any) -> Learner:
+    if (variant := spec.variants.get(arm)) is not None:
+        return _variant(spec, arm, variant.config(config))
+    other = spec_of(arm)
+    return _built(other, other.shared(config), arm)
+
+
+def _variant(spec: LearnerSpec, name: str, config: Any) -> Learner:
+    if not spec.variants[name].frozen:
+        return _built(spec, config, name)
+    from learners.arms.frozen import Frozen
+
+    return Frozen(_built(spec, config, spec.name), warmup_events=config.warmup_events)
+
+
+def _built(spec: LearnerSpec, config: Any, name: str) -> Learner:
+    return spec.builder()(config, name)
+
+
+@cache
+def _entries() -> Mapping[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+@cache
+def _loaded(entry: EntryPoint) -> LearnerSpec:
+    try:
+        spec = entry.load()
+    except Exception as error:  # whatever a foreign package does while it is imported
+        raise BrokenLearner(f"learner {entry.name!r} ({entry.value}): {type(error).__name__}: {error}") from error
+    if not isinstance(spec, LearnerSpec) or spec.name != entry.name:
+        raise BrokenLearner(f"learner {entry.name!r} ({entry.value}): that is no LearnerSpec of this name")
+    return spec
+
+
+__all__ = [
+    "BadOption",
+    "BrokenLearner",
+    "UnknownLearner",
+    "arms_of",
+    "baselines_of",
+    "build",
+    "build_group",
+    "build_variant",
+    "check_tasks",
+    "names",
+    "needs_of",
+    "spec_of",
+    "tasks_of",
+]

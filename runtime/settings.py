@@ -139,8 +139,16 @@ class TrainSettings(_Group):
         default=2.0, description="seconds the merge waits for a silent partition before passing it by"
     )
     snapshot_every_s: Seconds = Field(default=60.0, description="seconds between snapshots")
-    warmup_events: int = Field(default=20_000, ge=0, description="rows learnt before references are frozen")
-    task: str = Field(default="fraud", min_length=1, description="which labels a learner of outcomes learns")
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="options of learners, by their names, as JSON or as tables [train.options.NAME] of the file: "
+        '{"prompttpp": {"hidden": 64}}; `driftline learners NAME` lists them',
+    )
+    tasks: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="options of what asks the learner and the arms beside it, by kind of task, as JSON: "
+        '{"ranking": {"negatives": 20}}',
+    )
     horizon_days: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=lambda: {"fraud": 30.0},
         description="days of event time after which silence counts as a negative label, by task, as JSON: "

@@ -8,10 +8,34 @@ from typing import Any
 from numpy.typing import NDArray
 
 from learners.arms.group import LEARNER
+from learners.contract.needs import TaskKind, TaskSpec
 from learners.contract.protocol import ForeignState, Learner
-from learners.registry import build
+from learners.registry import BrokenLearner, UnknownLearner, build, tasks_of
 
 _PREFIX = f"{LEARNER}/"
+SERVED: frozenset[TaskKind] = frozenset({"next_event", "ranking"})
+"""Kinds of tasks that requests can be answered for."""
+
+
+def is_served(name: str) -> bool:
+    """Whether requests can be answered for a learner; of one that is not installed: no."""
+    try:
+        return any(task.kind in SERVED for task in tasks_of(name))
+    except (UnknownLearner, BrokenLearner):
+        return False
+
+
+def task_of(name: str, config: Mapping[str, Any]) -> TaskSpec:
+    """What a learner answers requests with.
+
+    :param config: as for `born`.
+    :raises ValueError: no such learner or option, or none of its tasks is served.
+    """
+    tasks = tasks_of(name, int(config["seed"]), **config["options"])
+    for task in tasks:
+        if task.kind in SERVED:
+            return task
+    raise ValueError(f"learner {name} answers no requests: its tasks are {', '.join(task.kind for task in tasks)}")
 
 
 def own(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -119,7 +119,7 @@ _LEARNERS = text("""
 """)
 
 _OF_OUTCOMES = text("""
-    SELECT l.name AS learner, l.branch, l.config -> 'options' ->> 'task' AS task,
+    SELECT l.name AS learner, l.branch, l.config ->> 'label' AS task,
            l.config ? 'horizon_us' AS silences_count,
            (SELECT array_agg(s.topic || '[' || s.partition || ']' ORDER BY s.topic, s.partition)
             FROM stream_offset s WHERE s.stream_id = ANY(j.drained)) AS idle
@@ -129,7 +129,7 @@ _OF_OUTCOMES = text("""
         WHERE learner = l.name AND branch = l.branch AND step >= l.next_step - 10000 AND drained <> '{}'
         ORDER BY step DESC LIMIT 1
     ) j ON true
-    WHERE l.config -> 'options' ? 'task' ORDER BY l.name
+    WHERE l.config ? 'label' ORDER BY l.name
 """)
 
 _REVIVE = text("UPDATE stream_offset SET retired = false, epoch = epoch + 1 WHERE stream_id = ANY(:ids)")

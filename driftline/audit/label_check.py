@@ -37,9 +37,9 @@ _FIRST = ("learnt", "after_horizon")
 _LATER = ("corrected", "confirmed_silence")
 
 _LEARNERS = """
-    SELECT l.name, l.branch, l.config -> 'options' ->> 'task', j.cursor, j.rows
+    SELECT l.name, l.branch, l.config ->> 'label', j.cursor, j.rows
     FROM learner l LEFT JOIN journal j ON j.learner = l.name AND j.branch = l.branch AND j.step = l.next_step - 1
-    WHERE l.config -> 'options' ->> 'task' IS NOT NULL ORDER BY l.name
+    WHERE l.config ->> 'label' IS NOT NULL ORDER BY l.name
 """
 _STREAMS = "SELECT stream_id, log_begins FROM stream_offset WHERE topic = 'labels' ORDER BY stream_id"
 _SEGMENTS = """

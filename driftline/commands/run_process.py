@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from driftline.cli_context import Session
 from driftline.commands import AsJson, example, session
+from driftline.commands.learners import spec_of
 from driftline.output import as_json, say
 from runtime import failpoints
 from runtime.admin_app import AdminServer, Health
@@ -109,6 +110,7 @@ def train(
     settings = call.settings.train
     if learner is not None:
         settings = settings.model_copy(update={"learner": learner})
+    spec_of(settings.learner)  # a mistyped name is told before anything is waited for
     with long_running(call, "train", settings.port if port is None else port.number, kafka=True) as (health, stop):
         process = Train(
             postgres_url=call.postgres_url,
@@ -141,6 +143,7 @@ def score(
     call = session(context)
     given = {"learner": learner, "port": port}
     settings = call.settings.score.model_copy(update={name: v for name, v in given.items() if v is not None})
+    spec_of(settings.learner)
     has_kafka = call.settings.kafka_bootstrap is not None
     with long_running(call, "score", None, kafka=has_kafka) as (health, stop):  # its pages are its own server's
         Score(

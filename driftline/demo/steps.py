@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -73,7 +74,9 @@ class Story:
             "DRIFTLINE_CONFIG": str(self.folder / "driftline.toml"),
             "DRIFTLINE_LOG_FORMAT": "console",
             "DRIFTLINE_INGEST__BATCH_RECORDS": str(plot.batch_records),
-            "DRIFTLINE_TRAIN__WARMUP_EVENTS": str(plot.warmup_events),
+            "DRIFTLINE_TRAIN__OPTIONS": json.dumps(
+                {name: {"warmup_events": plot.warmup_events} for name in ("prompttpp", "sdim")}
+            ),
             "DRIFTLINE_TRAIN__SNAPSHOT_EVERY_S": str(plot.snapshot_every_s),
             # `ingest` is away for a while: do not go on without the partitions it has not brought yet.
             "DRIFTLINE_TRAIN__MERGE_WAIT_S": "60",

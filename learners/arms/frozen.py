@@ -1,23 +1,16 @@
-"""Reference arms: what a learner has to beat to show that its way of learning pays.
-
-* `Frozen`: the same learner, which stops learning after a warm-up. Not to adapt is its whole point.
-* `finetune_config`: plain online fine-tuning, the same backbone without prompts and at full rate for ever.
-* `slow_config`: the same backbone without prompts, slowed down as PromptTPP slows it. Most of what is gained
-  in forgetting comes from the slow rate, so prompts must be compared with this one too.
-"""
+"""The same learner, which stops learning after a warm-up: not to adapt is its whole point."""
 
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import replace
 from typing import Final
 
 import torch
 
 from learners.contract.batch import Batch, Context, Query, Target, TargetKind
-from learners.contract.protocol import ForeignState, Learner, Losses, Needs, Prediction, Report, ServingOnly, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import ForeignState, Learner, Losses, Prediction, Report, ServingOnly, State
 from learners.contract.state_codec import below, check_like, check_names, prefixed
-from learners.models.prompttpp.network import PromptTPPConfig
 
 WARMUP_EVENTS: Final = 20_000
 
@@ -92,13 +85,3 @@ class Frozen:
             check_names(state, set(self.serving_state()))
         self._inner.load(below("inner.", state))
         self._events = int(state["events"]) if "events" in state else None
-
-
-def finetune_config(config: PromptTPPConfig) -> PromptTPPConfig:
-    """The same learner without prompts, its rate never lowered."""
-    return replace(config, pool=0, retrieved=0, backbone_factor=1.0, type_factor=1.0)
-
-
-def slow_config(config: PromptTPPConfig) -> PromptTPPConfig:
-    """The same learner without prompts."""
-    return replace(config, pool=0, retrieved=0)

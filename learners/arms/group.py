@@ -11,7 +11,8 @@ import torch
 
 from learners.baselines.counterparty_features import CounterpartyFeatures
 from learners.contract.batch import Batch, Context, Floats, Query, Target, superseded
-from learners.contract.protocol import ForeignState, Learner, Losses, Needs, Prediction, Report, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import ForeignState, Learner, Losses, Prediction, Report, State
 from learners.contract.state_codec import below, prefixed
 from learners.tasks.outcome_measures import log_loss
 from learners.tasks.ranking import Ranking

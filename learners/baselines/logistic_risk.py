@@ -18,15 +18,17 @@ Shape legend in `batch.py`; X columns of the regression.
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Final
 
 import numpy as np
 import torch
 
 from learners.baselines.counterparty_features import DAY_US, FEATURES
+from learners.baselines.specs import RISK, RiskConfig
 from learners.contract.batch import Batch, Bools, Context, Floats, Ints, Query, Subject, Target
-from learners.contract.protocol import ForeignState, Losses, Needs, Prediction, Report, ServingOnly, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import ForeignState, Losses, Prediction, Report, ServingOnly, State
 from learners.contract.state_codec import check_config, check_like, check_names, from_json_tensor, json_tensor
 from learners.tasks.outcome_measures import log_loss, losses
 
@@ -55,33 +57,13 @@ _ONE_EVENT: Final = Context(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class RiskConfig:
-    """Everything that shapes the learner. Two with equal configurations are bit for bit the same."""
-
-    seed: int = 0
-    """Nothing is drawn: kept so that all learners are built alike."""
-    task: str = "fraud"
-    """Of the labels it learns."""
-    last_n: int = 32
-    """Events of a user's history that are looked at."""
-    prior: float = 0.01
-    """Risk that is believed in before any outcome is known."""
-    precision: float = 10.0
-    """Of the Gaussian belief in each weight at the start."""
-    memory: int = 200_000
-    """Outcomes after which the past weighs 1/e."""
-    max_parties: int = 50_000
-    """Users, and merchants, whose counts are held."""
-
-
 class Risk:
     """The regression. Its features of merchants come with the question (`Parties`)."""
 
-    name: Final = "risk"
-    version: Final = "2"
+    version: Final = RISK.version
 
-    def __init__(self, config: RiskConfig | None = None) -> None:
+    def __init__(self, config: RiskConfig | None = None, name: str = RISK.name) -> None:
+        self.name: Final = name
         self.config: Final = config or RiskConfig()
         self._weights = np.zeros(COLUMNS)
         self._weights[0] = np.log(self.config.prior / (1.0 - self.config.prior))
@@ -90,7 +72,7 @@ class Risk:
 
     @property
     def needs(self) -> Needs:
-        return Needs(last_n=self.config.last_n, task=self.config.task)
+        return RISK.needs(self.config)
 
     def predict(self, context: Context, query: Query) -> Prediction:
         """The risk of each row's subject.

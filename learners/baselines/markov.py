@@ -15,10 +15,12 @@ from typing import Final
 import numpy as np
 import torch
 
+from learners.baselines.specs import MARKOV, MarkovConfig
 from learners.blocks.interval import rows_with, tick_of
 from learners.blocks.padding import last_at, last_seen
 from learners.contract.batch import Batch, Context, Floats, Ints, Query, Target, TargetKind
-from learners.contract.protocol import Loss, Losses, Needs, Prediction, Report, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import Loss, Losses, Prediction, Report, State
 from learners.contract.state_codec import check_like, check_names
 from learners.contract.string_index import UNKNOWN, UNKNOWN_NAME, Numbered, StringIndex, rows_for
 
@@ -35,11 +37,12 @@ TINY: Final = 1e-300
 class MarkovCounts:
     """Decayed Markov counts and hyperexponential gaps."""
 
-    name: Final = "markov"
-    version: Final = "1"
+    version: Final = MARKOV.version
 
-    def __init__(self, *, max_types: int = 1024) -> None:
-        self._vocabulary = StringIndex(max_types)
+    def __init__(self, config: MarkovConfig | None = None, name: str = MARKOV.name) -> None:
+        self.name: Final = name
+        self.config: Final = config or MarkovConfig()
+        self._vocabulary = StringIndex(self.config.max_types)
         self._types = np.zeros((TYPE_BLOCK, TYPE_BLOCK))
         """[last, next] decayed counts; row UNKNOWN also serves empty histories."""
         self._gaps = np.zeros((TYPE_BLOCK, len(RATES)))
@@ -47,7 +50,7 @@ class MarkovCounts:
 
     @property
     def needs(self) -> Needs:
-        return Needs(last_n=1)
+        return MARKOV.needs(self.config)
 
     def predict(self, context: Context, query: Query) -> Prediction:
         """Closed form but for the quantiles, which are bisected in log time."""

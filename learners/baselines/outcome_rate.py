@@ -8,9 +8,11 @@ from typing import Final
 import numpy as np
 import torch
 
-from learners.baselines.logistic_risk import RiskConfig, risky
+from learners.baselines.logistic_risk import risky
+from learners.baselines.specs import RISK_RATE, RiskConfig
 from learners.contract.batch import Batch, Context, Query, Target, superseded
-from learners.contract.protocol import Losses, Needs, Prediction, Report, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import Losses, Prediction, Report, State
 from learners.contract.state_codec import check_like, check_names
 from learners.tasks.outcome_measures import losses
 
@@ -21,17 +23,17 @@ BELIEF: Final = 100.0
 class OutcomeRate:
     """A constant rate, learnt from the same labels and fading as slowly as `Risk` does."""
 
-    name: Final = "risk_rate"
-    version: Final = "2"
+    version: Final = RISK_RATE.version
 
-    def __init__(self, config: RiskConfig | None = None) -> None:
+    def __init__(self, config: RiskConfig | None = None, name: str = RISK_RATE.name) -> None:
+        self.name: Final = name
         self.config: Final = config or RiskConfig()
         self._sums = np.asarray([BELIEF * self.config.prior, BELIEF])
         """Bad outcomes, outcomes."""
 
     @property
     def needs(self) -> Needs:
-        return Needs(last_n=1, task=self.config.task)
+        return RISK_RATE.needs(self.config)
 
     def predict(self, context: Context, query: Query) -> Prediction:
         return risky(np.full(len(query), self._sums[0] / self._sums[1]), memo=None)

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learners.baselines.specs import OWN_COUNT, OwnCountConfig
 from learners.blocks.popularity_counts import PopularityCounts
 from learners.contract.batch import Batch, Candidates, Context, Floats, Query, Target, TargetKind
-from learners.contract.protocol import Losses, Needs, Prediction, Report, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import Losses, Prediction, Report, State
 from learners.contract.state_codec import below, check_like, check_names, prefixed
 from learners.tasks.ranking_measures import chosen_of, measures, rank_loss
 
@@ -37,17 +39,17 @@ class _Memo:
 class OwnCount:
     """Own count + popularity."""
 
-    name: Final = "own_count"
-    version: Final = "1"
+    version: Final = OWN_COUNT.version
 
-    def __init__(self, *, max_items: int = 50_000, last_n: int = 256) -> None:
-        self._popularity = PopularityCounts(max_items)
+    def __init__(self, config: OwnCountConfig | None = None, name: str = OWN_COUNT.name) -> None:
+        self.name: Final = name
+        self.config: Final = config or OwnCountConfig()
+        self._popularity = PopularityCounts(self.config.max_items)
         self._losses = torch.zeros(len(KAPPAS), dtype=torch.float64)
-        self._last_n: Final = last_n
 
     @property
     def needs(self) -> Needs:
-        return Needs(last_n=self._last_n, items_only=True)
+        return OWN_COUNT.needs(self.config)
 
     def predict(self, context: Context, query: Query) -> Prediction:
         """Log-probabilities, which need no training.
@@ -55,7 +57,7 @@ class OwnCount:
         :raises ValueError: there are no candidates to rank.
         """
         candidates = ranked(query)
-        own, events = _own_counts(context, query, candidates, self._last_n)
+        own, events = _own_counts(context, query, candidates, self.config.last_n)
         common = np.exp(self._popularity.log_share(candidates.item))
         kappa = KAPPAS[:, None, None]
         logits = np.log(own + kappa * common) - np.log(events[:, None] + kappa)

@@ -21,22 +21,11 @@ from typing import Protocol
 from torch import Tensor
 
 from learners.contract.batch import Batch, Context, Query, Target
+from learners.contract.needs import Needs
 
 State = dict[str, Tensor]
 """Named tensors on the CPU. Strings and numbers travel inside as uint8 or int64 tensors, so that one hash
 over sorted names covers everything."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """The context a learner asks for."""
-
-    last_n: int
-    """How many of a user's latest events a history holds."""
-    items_only: bool = False
-    """Only events that carry an item count towards `last_n`; the others need not be there."""
-    task: str | None = None
-    """Task of the labels it learns, which speak of payments; None: it learns from events alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from learners.contract.batch import Candidates, Context, Query, Strings
+from learners.contract.needs import TaskSpec
 from learners.contract.protocol import Learner, Prediction
 from learners.models.sdim.learner import SDIM
-from learners.registry import RANKING
 
 QUANTILES = (0.1, 0.5, 0.9)
 TYPES = 10
@@ -47,12 +47,9 @@ def one_way() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def example_for(name: str, learner: Learner) -> dict[str, Any]:
-    """An example of a learner's own types or items, with its answer.
-
-    :param name: in `learners.registry`.
-    """
-    asked = _ranking_request(learner) if name in RANKING else _next_event_request(learner)
+def example_for(task: TaskSpec, learner: Learner) -> dict[str, Any]:
+    """An example of a learner's own types or items, with its answer."""
+    asked = _ranking_request(learner) if task.kind == "ranking" else _next_event_request(learner)
     with one_way():
         answer = answer_of(learner, asked)
     return {**asked, "answer": answer}

@@ -10,16 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from learners.contract.protocol import ForeignState
-from learners.registry import NEXT_EVENT, RANKING
 from runtime.device_class import device_class
 from scoring.export.bundle import Bundle, restored, seal
 from scoring.export.bundle_example import THREADS, example_for
-from scoring.weights import own
+from scoring.weights import own, task_of
 from storage.learning.snapshot_files import BadSnapshot
 from storage.learning.snapshot_registry import Snapshot
-
-KNOWN = frozenset({*NEXT_EVENT, *RANKING})
-"""Learners that answer requests, and so can be exported with an example."""
 
 
 def bundle_of(snapshot: Snapshot, tensors: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> Bundle:
@@ -35,7 +31,8 @@ def bundle_of(snapshot: Snapshot, tensors: Mapping[str, NDArray[Any]], manifest:
         learner = restored(snapshot.learner, manifest["config"], manifest.get("learner_version"), own(tensors))
         weights = learner.serving_state()
         learner.load(weights)
-        return seal(_description(snapshot, manifest), weights, example_for(snapshot.learner, learner))
+        example = example_for(task_of(snapshot.learner, manifest["config"]), learner)
+        return seal(_description(snapshot, manifest), weights, example)
     except ForeignState as error:
         raise BadSnapshot(f"{snapshot.id} is foreign: {error}", "foreign") from error
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:

@@ -30,8 +30,9 @@ from runtime.redaction import said
 from runtime.settings import ExportSettings
 from scoring.export.bundle import BadBundle, Bundle, parse
 from scoring.export.bundle_check import check
-from scoring.export.bundle_snapshot import KNOWN, bundle_of
+from scoring.export.bundle_snapshot import bundle_of
 from scoring.export.bundle_target import Away, BundleTarget
+from scoring.weights import is_served
 from storage.engine import Unavailable, mapped_errors, open_engine
 from storage.learning import snapshot_files, snapshot_registry
 from storage.learning.snapshot_files import BadSnapshot
@@ -168,7 +169,7 @@ class Export:
         with mapped_errors(), self._engine.connect() as connection:
             learners = snapshot_registry.live_learners(connection)
         stuck = {}
-        for learner in [one for one in learners if one in KNOWN]:
+        for learner in filter(is_served, learners):
             if self._stop.is_set():
                 return
             if not self._export(target, learner):
@@ -184,7 +185,7 @@ class Export:
             self._health.set_ready("export", False, why)
             return
         metrics.export_pass.set(time.time())
-        passed_over = sorted(set(learners) - KNOWN)
+        passed_over = [learner for learner in sorted(learners) if not is_served(learner)]
         self._health.set_ready("export", True, f"not exported: {', '.join(passed_over)}" if passed_over else "")
 
     def _export(self, target: BundleTarget, learner: str) -> bool:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from contracts.scoring import ModelInfo
+from learners.contract.needs import TaskSpec
 from learners.contract.protocol import ForeignState, Learner
 from learners.models.sdim.embedding_version import EmbeddingVersion
 from learners.models.sdim.learner import SDIM
-from learners.registry import RANKING
 from scoring.serve.warm_up import warm_up
-from scoring.weights import born, own
+from scoring.weights import born, own, task_of
 from storage.learning import snapshot_files
 from storage.learning.snapshot_files import BadSnapshot, Fault
 from storage.learning.snapshot_registry import Snapshot
@@ -35,11 +35,13 @@ class Model:
     learner: Learner
     snapshot: Snapshot
     info: ModelInfo
+    task: TaskSpec
+    """What it answers."""
 
     @property
     def ranks(self) -> bool:
         """Whether it orders candidates; else it says what comes next."""
-        return self.snapshot.learner in RANKING
+        return self.task.kind == "ranking"
 
     @property
     def published(self) -> EmbeddingVersion | None:
@@ -66,11 +68,12 @@ def load(folder: Path, snapshot: Snapshot, *, device: str) -> Model:
     if manifest.get("learner") != snapshot.learner:
         raise BadSnapshot(f"{file} is of learner {manifest.get('learner')!r}, not {snapshot.learner!r}", "foreign")
     try:
+        task = task_of(snapshot.learner, manifest["config"])
         learner = _built(snapshot.learner, tensors, manifest)
         on = device_for(learner, device)
         if isinstance(learner, Movable):
             learner.to(on)
-        ranks, published = snapshot.learner in RANKING, learner.published if isinstance(learner, SDIM) else None
+        ranks, published = task.kind == "ranking", learner.published if isinstance(learner, SDIM) else None
         warm_up(learner, ranks=ranks, published=published)
     except (ForeignState, KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         fault: Fault = "foreign" if isinstance(error, ForeignState) else "unfit"
@@ -86,7 +89,7 @@ def load(folder: Path, snapshot: Snapshot, *, device: str) -> Model:
         answers="ranking" if ranks else "next_event",
         embedding=None if published is None else published.embedding,
     )
-    return Model(learner=learner, snapshot=snapshot, info=info)
+    return Model(learner=learner, snapshot=snapshot, info=info, task=task)
 
 
 def device_for(learner: Learner, wanted: str) -> torch.device:

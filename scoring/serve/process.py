@@ -18,7 +18,7 @@ import structlog
 import torch
 
 from contracts.scoring import ModelInfo
-from learners.registry import BUILDERS
+from learners import registry
 from runtime.admin_app import Health
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import ConfigurationError, DriftlineError, Stop
@@ -31,6 +31,7 @@ from scoring.serve.live_model import Model
 from scoring.serve.model_loader import Shelf
 from scoring.serve.request_queue import RequestQueue
 from scoring.serve.state_reader import StateReader
+from scoring.weights import SERVED
 from storage.engine import open_engine
 
 TRANSACTION_TIMEOUT_S = 5.0
@@ -167,10 +168,15 @@ class Score:
 
 
 def _check(settings: ScoreSettings) -> None:
-    if settings.learner not in BUILDERS:
-        known = ", ".join(sorted(BUILDERS))
+    try:
+        kinds = {task.kind for task in registry.tasks_of(settings.learner)}
+    except (registry.UnknownLearner, registry.BrokenLearner) as error:
+        raise ConfigurationError(str(error), where="setting score.learner", hint="see `driftline learners`") from None
+    if not kinds & SERVED:
         raise ConfigurationError(
-            f"no learner {settings.learner!r}", where="setting score.learner", hint=f"known: {known}"
+            f"learner {settings.learner!r} answers no requests: it predicts {', '.join(sorted(kinds))}",
+            where="setting score.learner",
+            hint=f"name one that answers {' or '.join(sorted(SERVED))}; `driftline learners` lists them",
         )
     if settings.device == "auto":
         return

@@ -105,7 +105,7 @@ _REMOVE = text("""
 
 
 _TASKS = text("""
-    SELECT DISTINCT config -> 'options' ->> 'task' AS task FROM learner WHERE config -> 'options' ? 'task' ORDER BY 1
+    SELECT DISTINCT config ->> 'label' AS task FROM learner WHERE config ? 'label' ORDER BY 1
 """)
 
 

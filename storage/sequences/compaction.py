@@ -102,7 +102,7 @@ def replacing(chosen: str, kept: str = "true") -> str:
     made AS (
         INSERT INTO user_segment (user_id, stream_id, first_offset, epoch, {fields},
                                   first_at, last_at, events, streams, ends)
-        SELECT e.user_id, 0, nextval('user_segment_compacted'), 0, {", ".join(map(_array, FIELDS))},
+        SELECT e.user_id, 0, nextval('user_segment_sealed'), 0, {", ".join(map(_array, FIELDS))},
                min(e.at), max(e.at), count(*), x.streams, x.ends
         FROM events e JOIN ends x ON x.user_id = e.user_id AND x.chunk = (e.n - 1) / :chunk
         GROUP BY e.user_id, x.chunk, x.streams, x.ends

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from learners.learner_config import LearnerConfig
 from runtime.lifecycle import OperatorActionRequired
-from streams.train.step_runner import LearnerConfig
 
 _OTHERWISE = "or name no topic in DRIFTLINE_MAINTAIN__STATE_DAYS, or `driftline retire` learners that nobody runs"
 
@@ -34,8 +34,8 @@ def check(askers: Mapping[str, Mapping[str, Any]], *, events: int) -> None:
 def _asked(learner: str, config: str) -> int:
     """Events of the longest history that the learner or an arm beside it asks for."""
     try:
-        return LearnerConfig.from_json(learner, json.loads(config)).fresh().needs.last_n
-    except (KeyError, TypeError, ValueError) as error:
+        return max(need.last_n for need in LearnerConfig.from_json(learner, json.loads(config)).needs())
+    except (KeyError, TypeError, ValueError, ImportError) as error:
         raise OperatorActionRequired(
             f"this code cannot tell how long its histories are: {type(error).__name__}: {error}",
             where=f"learner {learner}",

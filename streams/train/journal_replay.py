@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from learners.arms.group import ArmGroupReport
 from learners.contract.protocol import ForeignState
+from learners.learner_config import LearnerConfig
 from runtime.device_class import device_class
 from runtime.lifecycle import OperatorActionRequired
 from storage.learning import snapshot_files, snapshot_registry
@@ -17,7 +18,7 @@ from storage.learning.snapshot_registry import Snapshot
 from storage.log import event_log
 from streams.train.merge import Row
 from streams.train.snapshot_writer import actions_before, restore
-from streams.train.step_runner import LearnerConfig, StepRunner, check_actions, journalled, make_deterministic
+from streams.train.step_runner import StepRunner, check_actions, journalled, make_deterministic
 
 
 @dataclass(frozen=True, kw_only=True)

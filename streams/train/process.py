@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
 
+from learners import registry
 from learners.arms.group import ArmGroupReport
 from learners.contract.protocol import ForeignState
-from learners.registry import OUTCOME
+from learners.learner_config import LearnerConfig
 from runtime import metrics
 from runtime.admin_app import Health
 from runtime.failpoints import failpoint
 from runtime.kafka import KafkaConfig
-from runtime.lifecycle import OperatorActionRequired, Stop, Transient, attempts
+from runtime.lifecycle import ConfigurationError, OperatorActionRequired, Stop, Transient, attempts
 from runtime.redaction import said
 from runtime.settings import TrainSettings
 from storage.engine import Unavailable, mapped_errors, open_engine
@@ -40,7 +41,7 @@ from streams.train.progress import ProgressLedger
 from streams.train.signature_writer import writer_for
 from streams.train.silences import Silences, SilenceWatch
 from streams.train.snapshot_writer import LiveSnapshot, actions_before, restore, write_snapshot
-from streams.train.step_runner import LearnerConfig, StepRunner, check_actions, journalled, make_deterministic
+from streams.train.step_runner import StepRunner, check_actions, journalled, make_deterministic
 
 TRANSACTION_TIMEOUT_S = 15
 """A process frozen with the learner's row in its hands keeps its successor waiting no longer than this."""
@@ -518,20 +519,37 @@ class TrainSession:
 
 
 def learner_config_of(settings: TrainSettings) -> LearnerConfig:
-    """What the settings make of a learner."""
-    plan = LearnerConfig(
-        learner=settings.learner,
-        seed=settings.seed,
-        options={"warmup_events": settings.warmup_events},
-        resolution_us=round(settings.clock_resolution_s * 1_000_000),
-    )
-    if settings.learner not in OUTCOME:
-        return plan
-    plan = replace(plan, options={"task": settings.task})
-    days = settings.horizon_days.get(settings.task)
-    if days is None:
-        return plan
-    return replace(plan, horizon_us=_days_us(days), correction_us=_days_us(settings.correction_days))
+    """What the settings make of a learner.
+
+    :raises ConfigurationError: there is no such learner, or it has no such option.
+    """
+    name, options = settings.learner, settings.options.get(settings.learner, {})
+    try:
+        for named in (name, *settings.options):
+            registry.spec_of(named)
+        tasks = registry.tasks_of(name, settings.seed, **options)
+        kinds: set[str] = {task.kind for task in tasks}
+        asked = {kind: given for kind, given in settings.tasks.items() if kind in kinds}
+        registry.check_tasks(settings.tasks)
+        label = next((task.label for task in tasks if task.kind == "outcome"), None)
+        days = None if label is None else settings.horizon_days.get(label)
+        made = LearnerConfig(
+            learner=name,
+            seed=settings.seed,
+            options=options,
+            tasks=asked,
+            resolution_us=round(settings.clock_resolution_s * 1_000_000),
+            horizon_us=None if days is None else _days_us(days),
+            correction_us=None if days is None else _days_us(settings.correction_days),
+        )
+        made.fresh()
+    except registry.BadOption as error:
+        where = f"settings train.options.{name} and train.tasks"
+        raise ConfigurationError(str(error), where=where, hint=f"see `driftline learners {name}`") from None
+    except (registry.UnknownLearner, registry.BrokenLearner) as error:
+        where = "settings train.learner and train.options"
+        raise ConfigurationError(str(error), where=where, hint="see `driftline learners`") from None
+    return made
 
 
 def _days_us(days: float) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from learners.learner_config import LearnerConfig
 from runtime.device_class import device_class
 from runtime.failpoints import failpoint
 from runtime.lifecycle import OperatorActionRequired
@@ -17,7 +18,7 @@ from storage.learning import snapshot_files, snapshot_registry
 from storage.learning.journal import WriterLease
 from storage.learning.snapshot_registry import Snapshot, snapshot_id
 from storage.log import event_log
-from streams.train.step_runner import LearnerConfig, StepRunner
+from streams.train.step_runner import StepRunner
 from streams.train.watermark import Front
 
 

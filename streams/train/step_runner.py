@@ -7,7 +7,7 @@ the journal. Nothing here reads the clock, the broker or the environment.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from learners.arms.group import ArmGroup, ArmGroupReport, combined
 from learners.contract.batch import Batch
-from learners.registry import build_group
+from learners.learner_config import LearnerConfig
 from runtime.lifecycle import OperatorActionRequired
 from storage.learning import journal
 from storage.learning.journal import LabelTimeout, Step, WriterLease
@@ -33,45 +33,8 @@ from streams.train.task_clocks import TaskClocks
 from streams.train.watermark import Front
 
 
-@dataclass(frozen=True, kw_only=True)
-class LearnerConfig:
-    """What a learner is, before it has seen anything: with the log and the journal it decides every byte."""
-
-    learner: str
-    seed: int
-    options: dict[str, Any]
-    """Of `learners.registry.build_cohort`."""
-    resolution_us: int
-    """Tick of the producers' clocks, microseconds."""
-    horizon_us: int | None = None
-    """Silence, microseconds, that counts as an outcome; None: none does, or no outcomes are learnt."""
-    correction_us: int | None = None
-    """Event time, microseconds, for which a silence may be corrected by a label; None: for ever, or none counts."""
-
-    def as_json(self) -> dict[str, Any]:
-        """As the learner's row and the manifests keep it."""
-        config = {"seed": self.seed, "options": self.options, "resolution_us": self.resolution_us}
-        spans = {"horizon_us": self.horizon_us, "correction_us": self.correction_us}
-        return {**config, **{name: span for name, span in spans.items() if span is not None}}
-
-    @classmethod
-    def from_json(cls, learner: str, config: dict[str, Any]) -> LearnerConfig:
-        return cls(
-            learner=learner,
-            seed=config["seed"],
-            options=config["options"],
-            resolution_us=config["resolution_us"],
-            horizon_us=config.get("horizon_us"),
-            correction_us=config.get("correction_us"),
-        )
-
-    def fresh(self) -> ArmGroup:
-        """The learner and its references as they are born."""
-        return build_group(self.learner, self.seed, **self.options)
-
-
 class StepRunner:
-    """A arm group, where it stands in the log, and the histories around it."""
+    """An arm group, where it stands in the log, and the histories around it."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import uuid
@@ -128,7 +129,7 @@ def environment(config: KafkaConfig, database: str, folder: Path) -> dict[str, s
         "DRIFTLINE_INGEST__PORT": "none",
         "DRIFTLINE_TRAIN__PORT": "none",
         "DRIFTLINE_TRAIN__SNAPSHOT_EVERY_S": "2",
-        "DRIFTLINE_TRAIN__WARMUP_EVENTS": "1000",
+        "DRIFTLINE_TRAIN__OPTIONS": json.dumps({name: {"warmup_events": 1000} for name in ("prompttpp", "sdim")}),
         "DRIFTLINE_DRIFT__PORT": "none",
         "DRIFTLINE_DRIFT__SESSION_TIMEOUT_S": "6",
         "DRIFTLINE_SCORE__PORT": "0",

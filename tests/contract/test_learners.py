@@ -14,19 +14,36 @@ import numpy as np
 import pytest
 import torch
 
+from learners import registry
 from learners.arms.frozen import Frozen
 from learners.baselines.counterparty_features import FEATURES, without_features
 from learners.contract.batch import Batch, Candidates, Drawn, Query, Subject, TargetKind
 from learners.contract.made_up import streams
 from learners.contract.made_up.streams import SECOND, START, MadeUpHistory, context_of, random_histories, words
+from learners.contract.needs import TaskKind
 from learners.contract.protocol import ForeignState, Learner, Losses, Prediction, ServingOnly, State
+from learners.contract.spec import options_of
 from learners.contract.state_codec import from_json_tensor
 from learners.models.sdim.learner import SDIM
-from learners.registry import BUILDERS, NEXT_EVENT, OUTCOME, RANKING, build, build_group
+from learners.registry import build, build_group
 from learners.tasks.ranking import Ranking, RankingConfig
 
 QUANTILES = (0.1, 0.5, 0.9)
 YEAR = 365 * 86_400 * SECOND
+
+
+SMALL: dict[TaskKind, dict[str, int]] = {
+    "next_event": {"warmup_events": 24},
+    "ranking": {"warmup_events": 24, "publish_every": 2, "width": 8, "bits": 12, "short_n": 4, "last_n": 64},
+    "outcome": {"last_n": 16},
+}
+"""Options, where a learner has them, with which a warm-up ends within a test's few steps."""
+
+
+def arms(kind: TaskKind | None = None) -> list[str]:
+    """All learners that are installed, and their variants: "learner" or "learner:variant"."""
+    learners = [name for name in registry.names() if kind in (None, *(task.kind for task in registry.tasks_of(name)))]
+    return [*learners, *(f"{name}:{variant}" for name in learners for variant in registry.arms_of(name))]
 
 
 @pytest.fixture(autouse=True)
@@ -39,35 +56,37 @@ def one_deterministic_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=sorted(BUILDERS))
+@pytest.fixture(params=arms())
 def make(request: pytest.FixtureRequest) -> Callable[[], Learner]:
     """Builds equal, fresh learners; the warm-up ends, and what ranks publishes, within a test's few steps."""
     return builder(request.param)
 
 
-@pytest.fixture(params=sorted(NEXT_EVENT))
+@pytest.fixture(params=arms("next_event"))
 def make_next(request: pytest.FixtureRequest) -> Callable[[], Learner]:
     """The same of those that say when and what next."""
     return builder(request.param)
 
 
-@pytest.fixture(params=sorted(RANKING))
+@pytest.fixture(params=arms("ranking"))
 def make_ranker(request: pytest.FixtureRequest) -> Callable[[], Learner]:
     """The same of those that rank."""
     return builder(request.param)
 
 
-@pytest.fixture(params=sorted(OUTCOME))
+@pytest.fixture(params=arms("outcome"))
 def make_outcome(request: pytest.FixtureRequest) -> Callable[[], Learner]:
     """The same of those that predict what comes of a payment."""
     return builder(request.param)
 
 
 def builder(name: str) -> Callable[[], Learner]:
-    if name in OUTCOME:
-        return lambda: build(name, 3, last_n=16)
-    small = {"publish_every": 2, "width": 8, "bits": 12, "short_n": 4, "last_n": 64} if name in RANKING else {}
-    return lambda: build(name, 3, warmup_events=24, **small)
+    learner, _, variant = name.partition(":")
+    known = options_of(registry.spec_of(learner).config)
+    options = {option: value for option, value in SMALL[registry.tasks_of(learner)[0].kind].items() if option in known}
+    if variant:
+        return lambda: registry.build_variant(learner, variant, 3, **options)
+    return lambda: build(learner, 3, **options)
 
 
 @cache
@@ -654,8 +673,17 @@ def test_a_ranking_learner_without_candidates_says_what_is_missing(make_ranker: 
         learner.predict(batch.context, replace(batch.query, candidates=None))
 
 
-def small_group(**more: Any) -> Any:
-    return build_group("sdim", 3, warmup_events=24, publish_every=2, width=8, bits=12, short_n=4, negatives=4, **more)
+def small_group(**asked: float) -> Any:
+    return build_group(
+        "sdim",
+        3,
+        tasks={"ranking": {"negatives": 4, **asked}},
+        warmup_events=24,
+        publish_every=2,
+        width=8,
+        bits=12,
+        short_n=4,
+    )
 
 
 def plain(step: int) -> Batch:

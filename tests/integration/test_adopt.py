@@ -78,7 +78,7 @@ def test_a_recreated_topic_is_refused_then_adopted_and_read_from_its_start(
     with pytest.raises(OperatorActionRequired, match="created again"):
         ingest_once(database, kafka_topics)
     capsys.readouterr()
-    assert verb("offsets", "adopt", "--yes", "--json") == Exit.DONE
+    assert verb("offsets", "rebind", "--yes", "--json") == Exit.DONE
     done = json.loads(capsys.readouterr().out)
     assert [change["act"] for change in done] == ["retire"] * 4 + ["start"] * 4
     ingest_once(database, kafka_topics)
@@ -86,7 +86,7 @@ def test_a_recreated_topic_is_refused_then_adopted_and_read_from_its_start(
     report = audit(database, kafka_topics, duplicate_window=1_000_000)
     assert report.ok
     assert (report.topics[topics.USER].accepted, report.topics[topics.USER].not_retained) == (8, 8)
-    assert verb("offsets", "adopt", "--yes") == Exit.DONE
+    assert verb("offsets", "rebind", "--yes") == Exit.DONE
     assert "nothing to adopt" in capsys.readouterr().out
 
 
@@ -101,7 +101,7 @@ def test_records_deleted_before_they_were_read_leave_a_lost_segment(
     delete_below(kafka_topics, topics.USER, partition, offset + 6)
     with pytest.raises(OperatorActionRequired, match="are gone from the topic"):
         ingest_once(database, kafka_topics)
-    assert verb("offsets", "adopt", "--yes") == Exit.DONE
+    assert verb("offsets", "rebind", "--yes") == Exit.DONE
     ingest_once(database, kafka_topics)
     assert users(database) == {"first", "kept"}
     lost = query(database, "SELECT first_offset, next_offset FROM log_segment WHERE status = 'lost'")
@@ -136,7 +136,7 @@ def test_a_topic_that_lost_its_end_is_read_again_from_its_first_new_record(
     sender.send(event("new", "ann"))
     with pytest.raises(OperatorActionRequired, match="lost its end"):
         ingest_once(database, kafka_topics)
-    assert verb("offsets", "adopt", "--yes") == Exit.DONE
+    assert verb("offsets", "rebind", "--yes") == Exit.DONE
     ingest_once(database, kafka_topics)
     assert users(database) == {"kept-0", "kept-1", "kept-2", "new"}
     assert audit(database, kafka_topics, duplicate_window=1_000_000).ok
@@ -149,7 +149,7 @@ def test_without_a_yes_nothing_is_done(
     ingest_once(database, kafka_topics)
     recreate(kafka_topics, topics.USER)
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    assert verb("offsets", "adopt") == Exit.FAILED
+    assert verb("offsets", "rebind") == Exit.FAILED
     assert query(database, "SELECT count(*) FROM stream_offset WHERE retired") == [(0,)]
 
 
@@ -165,9 +165,9 @@ def test_a_grown_topic_is_adopted_once_its_old_partitions_are_drained(
         answer.result(timeout=30)
     with pytest.raises(OperatorActionRequired, match="6 partitions"):
         ingest_once(database, kafka_topics)
-    assert verb("offsets", "adopt", "--yes") == Exit.REFUSED
+    assert verb("offsets", "rebind", "--yes") == Exit.REFUSED
     assert "1 offsets of the old ones are unread" in capsys.readouterr().err
-    assert verb("offsets", "adopt", "--yes", "--undrained") == Exit.DONE
+    assert verb("offsets", "rebind", "--yes", "--undrained") == Exit.DONE
     Sender(kafka_topics).send(*(event(f"after-{n}", f"user-{n}") for n in range(12)))
     ingest_once(database, kafka_topics)
     assert users(database) == {"read", "unread", *(f"after-{n}" for n in range(12))}

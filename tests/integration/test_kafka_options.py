@@ -20,7 +20,7 @@ VERBS = (
     ["drift", "--port", "none"],
     ["verify"],
     ["alarms"],
-    ["offsets", "adopt", "--yes"],
+    ["offsets", "rebind", "--yes"],
     ["simulate", "--users", "2", "--days", "0.01"],
     ["replay", "FILE", "--user", "user", "--time", "time"],
     ["dlq", "replay", "1:1"],

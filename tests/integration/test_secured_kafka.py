@@ -83,7 +83,7 @@ def test_plain_text_at_a_port_that_wants_more_is_told_to_look_at_the_protocol(se
         kafka.describe(KafkaConfig(getattr(secured, to)), ["items"], timeout_s=3)
 
 
-VERBS = (["topics", "create"], ["alarms"], ["offsets", "adopt", "--yes"], ["verify"], ["simulate", "--users", "2"])
+VERBS = (["topics", "create"], ["alarms"], ["offsets", "rebind", "--yes"], ["verify"], ["simulate", "--users", "2"])
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
+from learners.learner_config import LearnerConfig
 from runtime.kafka import KafkaConfig
 from runtime.lifecycle import Exit, OperatorActionRequired
 from storage.learning import journal, snapshot_files, snapshot_registry
@@ -25,7 +26,7 @@ from storage.log import event_log
 from storage.log.offsets import Fenced
 from streams.train.progress import Undelivered
 from streams.train.snapshot_writer import LiveSnapshot, restore, write_snapshot
-from streams.train.step_runner import LearnerConfig, StepRunner
+from streams.train.step_runner import StepRunner
 from streams.train.watermark import Front
 from tests.integration.feeding import eventually
 from tests.integration.learning import School, schools
@@ -216,7 +217,7 @@ def publish_in(school: School, connection: Connection, lease: WriterLease, **giv
         "actions": (),
         "delivered": lambda: None,
     }
-    runner = given.pop("course", None) or StepRunner(PLAN, PLAN.fresh(), {}, front=None)
+    runner = given.pop("runner", None) or StepRunner(PLAN, PLAN.fresh(), {}, front=None)
     return write_snapshot(connection, lease, runner, PLAN, **{**values, **given})
 
 

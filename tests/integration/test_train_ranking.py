@@ -21,7 +21,7 @@ from learners.contract.made_up.streams import SECOND, START
 from learners.contract.state_codec import below
 from learners.models.sdim.embedding_version import EmbeddingVersion, SignatureRow, serving
 from learners.models.sdim.learner import SDIM
-from learners.models.sdim.network import SDIMConfig
+from learners.models.sdim.spec import SDIMConfig
 from learners.tasks.ranking import Ranking
 from runtime.kafka import KafkaConfig
 from storage.dictionary import Dictionary

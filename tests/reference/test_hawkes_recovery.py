@@ -15,7 +15,7 @@ import torch
 from learners.contract.batch import Floats, TargetKind
 from learners.contract.made_up.streams import SECOND, START, MadeUpHistory, batch_of, hawkes, words
 from learners.models.prompttpp.learner import PromptTPP
-from learners.models.prompttpp.network import PromptTPPConfig
+from learners.models.prompttpp.spec import PromptTPPConfig
 
 MU, JUMP, DECAY, HORIZON = 0.2, 0.8, 1.0, 100.0
 WINDOW = 64

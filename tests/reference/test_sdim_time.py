@@ -16,7 +16,8 @@ from learners.contract.made_up.streams import words
 from learners.contract.state_codec import prefixed
 from learners.models.sdim.embedding_version import EmbeddingVersion, SignatureRow, next_version
 from learners.models.sdim.learner import SDIM
-from learners.models.sdim.network import SDIMConfig, initial_weights
+from learners.models.sdim.network import initial_weights
+from learners.models.sdim.spec import SDIMConfig
 
 ITEMS = 2_000
 NAMES = [f"item {n}" for n in range(ITEMS)]

@@ -137,8 +137,8 @@ MAINTENANCE_RULES: tuple[Rule, ...] = (
         file="storage/sequences/compaction.py",
         off=(
             (
-                "SELECT e.user_id, 0, nextval('user_segment_compacted'), 0,",
-                "SELECT e.user_id, min(e.stream), nextval('user_segment_compacted'), 0,",
+                "SELECT e.user_id, 0, nextval('user_segment_sealed'), 0,",
+                "SELECT e.user_id, min(e.stream), nextval('user_segment_sealed'), 0,",
             ),
         ),
     ),

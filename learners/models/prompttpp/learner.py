@@ -24,7 +24,8 @@ from learners.blocks.thinning import next_times
 from learners.blocks.time_features import KNEE
 from learners.blocks.time_unit import TimeUnit
 from learners.contract.batch import Batch, Context, Floats, Ints, Query, Target, TargetKind
-from learners.contract.protocol import ForeignState, Loss, Losses, Needs, Prediction, Report, ServingOnly, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import ForeignState, Loss, Losses, Prediction, Report, ServingOnly, State
 from learners.contract.randomness import uniform, uniform_tensor
 from learners.contract.state_codec import (
     below,
@@ -40,7 +41,6 @@ from learners.models.prompttpp.network import (
     TYPE_BLOCK,
     Encoding,
     EventSequences,
-    PromptTPPConfig,
     Weights,
     encode,
     initial_weights,
@@ -50,8 +50,8 @@ from learners.models.prompttpp.network import (
     total_rate,
     type_logits,
 )
+from learners.models.prompttpp.spec import SPEC, PromptTPPConfig
 
-VERSION: Final = "2"
 DEFAULT_UNIT_S: Final = 3600.0
 TYPE_EDGES: Final = np.concatenate([[0.0], 10.0 ** np.linspace(-3, 3, 10)])
 """Panels, units from now, over which types are averaged; two nodes in each."""
@@ -75,9 +75,9 @@ class Memo:
 class PromptTPP:
     """The learner; see `learners/contract/protocol.py` for what each verb may touch."""
 
-    version: Final = VERSION
+    version: Final = SPEC.version
 
-    def __init__(self, config: PromptTPPConfig | None = None, *, name: str = "prompttpp") -> None:
+    def __init__(self, config: PromptTPPConfig | None = None, name: str = SPEC.name) -> None:
         self.name: Final = name
         self.config: Final = config or PromptTPPConfig()
         self._vocabulary = StringIndex(self.config.max_types)
@@ -92,7 +92,7 @@ class PromptTPP:
 
     @property
     def needs(self) -> Needs:
-        return Needs(last_n=self.config.last_n)
+        return SPEC.needs(self.config)
 
     def config_dict(self) -> dict[str, int | float | None]:
         """For the manifest."""

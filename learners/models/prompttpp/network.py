@@ -25,7 +25,7 @@ X = D + T + R is the width of a token: embedding, waves of its time, bank of its
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +39,7 @@ from learners.blocks.time_features import BANK, bank, decays, waves
 from learners.contract.batch import Context, Floats, Ints, Query, Strings
 from learners.contract.randomness import uniform_tensor
 from learners.contract.string_index import StringIndex
+from learners.models.prompttpp.spec import PromptTPPConfig
 
 KINDS: Final = {"user": 1, "payment": 2, "relation": 3}
 ROLES: Final = {"actor": 1, "counterpart": 2}
@@ -46,62 +47,6 @@ FLOOR: Final = 1e-8
 """Lowest total rate, per unit: no silence is impossible, and every quantile is finite."""
 TYPE_BLOCK: Final = 64
 """Type tables grow by so many rows: streams have tens of types, and 4,096 rows each would be mostly empty."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptTPPConfig:
-    """Everything that shapes a PromptTPP. Two learners with equal configs are bit for bit the same."""
-
-    seed: int = 0
-    last_n: int = 32
-    """Events of history asked for."""
-    hidden: int = 32
-    time_dim: int = 16
-    layers: int = 2
-    heads: int = 2
-    pool: int = 10
-    """M, prompts per layer; 0 is the plain backbone."""
-    prompt_length: int = 5
-    retrieved: int = 5
-    """N, prompts per position."""
-    match_weight: float = 0.1
-    """alpha of the key-matching loss."""
-    refresh_every: int = 2
-    """C: the pool moves on every C-th step, the backbone on each."""
-    learning_rate: float = 2e-3
-    table_rate: float = 0.02
-    """Of row-wise Adagrad on type embeddings."""
-    backbone_factor: float = 0.1
-    """Rate of everything but pool and type rows, once `warmup_events` events are learnt."""
-    type_factor: float = 1.0
-    """The same for the rows of types: a type that comes late must still be learnable."""
-    warmup_events: int = 20_000
-    nodes: int = 16
-    """Gauss nodes for a silence; a clock tick has 3 of its own."""
-    query_decay: float = 0.9
-    """Weight of the past, per event, in the query that retrieves prompts."""
-    unknown_rate: float = 0.05
-    """Share of history events learnt as UNKNOWN, over all steps .."""
-    unknown_every: int = 4
-    """.. of which only every so-many-th has any: the others share one forward pass with `predict`."""
-    clip_norm: float = 1.0
-    max_types: int = 1024
-    time_unit_s: float | None = None
-    """Seconds; None: estimated from the gaps learnt, and given up when it no longer fits."""
-
-    def __post_init__(self) -> None:
-        positive = ("last_n", "hidden", "layers", "heads", "refresh_every", "unknown_every", "nodes", "max_types")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.time_dim < 2 or self.time_dim % 2:
-            raise ValueError(f"time_dim must be even and positive, got {self.time_dim}")
-        if not 0 <= self.retrieved <= self.pool:
-            raise ValueError(f"retrieved ({self.retrieved}) must lie between 0 and pool ({self.pool})")
-
-    def config_dict(self) -> dict[str, int | float | None]:
-        """Plain values, for a manifest."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

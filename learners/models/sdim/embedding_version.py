@@ -24,13 +24,13 @@ from learners.contract.string_index import UNKNOWN
 from learners.models.sdim.network import (
     EncodedQuery,
     Items,
-    SDIMConfig,
     Weights,
     ask,
     initial_weights,
     logits,
     with_tables,
 )
+from learners.models.sdim.spec import SDIMConfig
 
 
 class StaleRow(LookupError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,8 @@ from learners.blocks.popularity_counts import PopularityCounts
 from learners.blocks.signature_table import build, read_counts
 from learners.blocks.simhash import hash_matrix, signatures
 from learners.contract.batch import Batch, Candidates, Context, Ints, Query, Target
-from learners.contract.protocol import ForeignState, Losses, Needs, Prediction, Report, ServingOnly, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import ForeignState, Losses, Prediction, Report, ServingOnly, State
 from learners.contract.randomness import digest, uniform
 from learners.contract.state_codec import (
     below,
@@ -41,16 +42,15 @@ from learners.models.sdim.embedding_version import EmbeddingVersion, SignatureRo
 from learners.models.sdim.network import (
     EncodedQuery,
     Items,
-    SDIMConfig,
     Weights,
     ask,
     initial_weights,
     item_row,
     logits,
 )
+from learners.models.sdim.spec import SPEC, SDIMConfig
 from learners.tasks.ranking_measures import chosen_of, measures, rank_loss
 
-VERSION: Final = "1"
 NOT_FINITE: Final = "a gradient was not finite: no weight moved"
 
 
@@ -80,9 +80,9 @@ class RankingMemo:
 class SDIM:
     """The learner; see `learners/contract/protocol.py` for what each verb may touch."""
 
-    version: Final = VERSION
+    version: Final = SPEC.version
 
-    def __init__(self, config: SDIMConfig | None = None, *, name: str = "sdim") -> None:
+    def __init__(self, config: SDIMConfig | None = None, name: str = SPEC.name) -> None:
         self.name: Final = name
         self.config: Final = config or SDIMConfig()
         c = self.config
@@ -100,7 +100,7 @@ class SDIM:
 
     @property
     def needs(self) -> Needs:
-        return Needs(last_n=self.config.last_n, items_only=True)
+        return SPEC.needs(self.config)
 
     def config_dict(self) -> dict[str, int | float]:
         """For the manifest."""
@@ -395,13 +395,3 @@ def initial_moments(config: SDIMConfig, rows: int) -> Weights:
     for name, weight in initial_weights(config).items():
         moments[f"{name}.m"], moments[f"{name}.v"] = torch.zeros_like(weight), torch.zeros_like(weight)
     return moments
-
-
-def unclocked_config(config: SDIMConfig) -> SDIMConfig:
-    """The same learner whose every step is published at once: what it gains is the price of serving."""
-    return replace(config, publish_every=0, table_users=0)
-
-
-def reference_config(config: SDIMConfig) -> SDIMConfig:
-    """The same learner as a reference arm: nobody serves from it, so it keeps no tables."""
-    return replace(config, table_users=0)

@@ -1,6 +1,6 @@
 """
 SDIM: long-term interest of a user by summing the behaviours whose signature is the candidate's. The whole
-forward pass is in this file; how it learns and publishes is in `learners/models/sdim/learner.py`.
+forward pass is in this file; how it learns and publishes is in `learner.py` beside it.
 
 References:
 1) Cao et al., "Sampling Is All You Need on Modeling Long-Term User Behaviors for CTR Prediction", CIKM 2022:
@@ -26,7 +26,7 @@ N short behaviours, Y recency features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -39,74 +39,13 @@ from learners.blocks.signature_table import build, read, read_counts
 from learners.blocks.time_features import BANK, bank
 from learners.contract.batch import Bools, Candidates, Context, Ints, Query, Strings
 from learners.contract.randomness import uniform_tensor
+from learners.models.sdim.spec import SDIMConfig
 
 HOUR_US: Final = 3_600_000_000
 SCALARS: Final = 6
 """Features of a candidate that are one number: see `head`."""
 
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SDIMConfig:
-    """Everything that shapes an SDIM. Two learners with equal configs are bit for bit the same."""
-
-    seed: int = 0
-    last_n: int = 256
-    """Behaviours (events that carry an item) of the long branch; the short ones are among them."""
-    short_n: int = 16
-    width: int = 32
-    bits: int = 48
-    """m of the paper."""
-    tau: int = 3
-    """Bits of a signature; there are bits / tau signatures."""
-    hidden: int = 64
-    """Of the first layer; the second has half of it."""
-    learning_rate: float = 1e-3
-    table_rate: float = 0.05
-    """Of row-wise Adagrad on item embeddings."""
-    clip_norm: float = 1.0
-    publish_every: int = 64
-    """Steps after which what serves is replaced; 0: after every step (no publish clock)."""
-    publish_drift: float = 0.1
-    """Share of (item, signature) pairs that would change, from which the clock is not waited for."""
-    check_every: int = 8
-    """Steps after which that share is looked at."""
-    unknown_rate: float = 0.05
-    """Share of items treated as UNKNOWN, over all steps .."""
-    unknown_every: int = 4
-    """.. of which only every so-many-th has any: the others share one forward pass with `score`."""
-    max_items: int = 50_000
-    table_users: int = 10_000
-    """Users whose table is kept in memory; 0: none. Changes no weight."""
-    reserve: int = 32
-    """Oldest behaviours that travel with a user's row, so that a reader can move a full window on."""
-    warmup_events: int = 20_000
-    """After which the frozen reference stops; the learner itself does not read it."""
-
-    def __post_init__(self) -> None:
-        positive = ("last_n", "short_n", "width", "tau", "hidden", "check_every", "unknown_every", "max_items")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.bits < self.tau or self.bits % self.tau:
-            raise ValueError(f"bits ({self.bits}) must be a multiple of tau ({self.tau})")
-        if not 1 <= self.short_n <= self.last_n:
-            raise ValueError(f"short_n ({self.short_n}) must lie between 1 and last_n ({self.last_n})")
-
-    @property
-    def signatures(self) -> int:
-        """G."""
-        return self.bits // self.tau
-
-    @property
-    def buckets(self) -> int:
-        """R, of one signature."""
-        return int(2**self.tau)
-
-    def config_dict(self) -> dict[str, int | float]:
-        """Plain values, for a manifest."""
-        return asdict(self)
 
 
 def initial_weights(c: SDIMConfig) -> Weights:

@@ -32,7 +32,15 @@ from storage.log.offsets import Advance, KafkaPartitionId
 from storage.sequences import user_sequences
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-OPTIONS = {"hidden": 8, "time_dim": 4, "layers": 1, "pool": 4, "prompt_length": 2, "retrieved": 2, "last_n": 8}
+OPTIONS: dict[str, Any] = {
+    "hidden": 8,
+    "time_dim": 4,
+    "layers": 1,
+    "pool": 4,
+    "prompt_length": 2,
+    "retrieved": 2,
+    "last_n": 8,
+}
 MANIFEST = {"schema_version": 1, "learner": "prompttpp", "learner_version": PromptTPP.version, "branch": 1}
 States = list[dict[str, NDArray[Any]]]
 Event = tuple[str, float, str]

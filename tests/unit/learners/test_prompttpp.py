@@ -24,7 +24,8 @@ from learners.contract.made_up.streams import (
 )
 from learners.contract.protocol import ForeignState, State
 from learners.models.prompttpp.learner import PromptTPP
-from learners.models.prompttpp.network import PromptTPPConfig, encode, match_loss, retrieve, states, total_rate
+from learners.models.prompttpp.network import encode, match_loss, retrieve, states, total_rate
+from learners.models.prompttpp.spec import PromptTPPConfig
 
 LENGTHS = [1, 10, 30, 60]
 

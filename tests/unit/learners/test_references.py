@@ -9,15 +9,16 @@ import pytest
 import torch
 from scipy import stats
 
-from learners.arms.frozen import Frozen, finetune_config, slow_config
+from learners import registry
+from learners.arms.frozen import Frozen
 from learners.arms.group import LossTotal
 from learners.baselines.markov import MarkovCounts
 from learners.contract.batch import Batch, Query, TargetKind
 from learners.contract.made_up.streams import SECOND, batch_of, random_batch, random_histories, words
 from learners.contract.protocol import State
 from learners.models.prompttpp.learner import PromptTPP
-from learners.models.prompttpp.network import PromptTPPConfig
-from learners.registry import BASELINES, BUILDERS, baselines, build, build_group
+from learners.models.prompttpp.spec import PromptTPPConfig, finetune_config, slow_config
+from learners.registry import build, build_group
 
 
 def same_bits(left: State, right: State) -> bool:
@@ -53,21 +54,33 @@ def test_fine_tuning_has_no_pool_and_is_never_slowed_down() -> None:
     assert (tuned.seed, tuned.hidden, tuned.learning_rate) == (3, 16, 0.01)
 
 
-def test_builders_are_found_by_name_and_a_wrong_name_gets_the_list() -> None:
-    assert [build(name).name for name in ("prompttpp", "finetune", "slow", "markov")] == [
-        *("prompttpp", "finetune", "slow", "markov")
-    ]
-    with pytest.raises(
-        ValueError,
-        match="finetune, frozen, markov, own_count, prompttpp, risk, risk_rate, sdim, sdim_frozen, sdim_unclocked, ",
-    ):
+def test_learners_are_found_by_name_and_a_wrong_name_gets_the_list() -> None:
+    assert [build(name).name for name in registry.names()] == list(registry.names())
+    assert [registry.build_variant("prompttpp", arm).name for arm in ("finetune", "slow")] == ["finetune", "slow"]
+    with pytest.raises(registry.UnknownLearner, match=r"meant: prompttpp.*markov, own_count, prompttpp, risk, "):
         build("promptpp")
-    assert {arm for arms in BASELINES.values() for arm in arms} < BUILDERS
-    assert list(baselines("sdim", width=8)) == ["sdim_frozen", "sdim_unclocked", "own_count"]
-    assert list(baselines("prompttpp")) == ["frozen", "finetune", "markov"]
-    assert list(baselines("risk", task="default")) == ["risk_rate"]
-    assert baselines("markov") == {}
-    assert build_group("prompttpp", hidden=16, last_n=48).needs.last_n == 48
+
+
+def test_baselines_are_variants_or_learners_and_share_options_by_name() -> None:
+    arms = {name: build_group(name).arms for name in registry.names()}
+    assert list(arms["sdim"]) == ["learner", "reference.sdim_frozen", "reference.sdim_unclocked", "reference.own_count"]
+    assert list(arms["prompttpp"]) == ["learner", "reference.frozen", "reference.finetune", "reference.markov"]
+    assert list(arms["risk"]) == ["learner", "reference.risk_rate"]
+    assert list(arms["markov"]) == ["learner"]
+    group = build_group("sdim", last_n=48, width=8)
+    assert group.arms["reference.own_count"].needs.last_n == group.needs.last_n == 48
+    assert build_group("risk", task="default").arms["reference.risk_rate"].needs.task == "default"
+
+
+def test_options_are_checked_by_name_and_type() -> None:
+    with pytest.raises(registry.BadOption, match=r"no option 'hiden' \(meant: hidden\?\); there are last_n, hidden"):
+        build("prompttpp", hiden=64)
+    with pytest.raises(registry.BadOption, match=r"Expected `int`, got `str` - at `\$.hidden`"):
+        build("prompttpp", hidden="64")
+    with pytest.raises(registry.BadOption, match="time_dim must be even and positive, got 3"):
+        build("prompttpp", time_dim=3)
+    with pytest.raises(registry.BadOption, match="no option 'seed'"):
+        registry.spec_of("sdim").configured({"seed": 3}, seed=0)
 
 
 def test_a_prediction_made_without_gradients_is_learnt_from_all_the_same() -> None:

@@ -11,7 +11,8 @@ import torch
 
 from learners.arms.group import ArmGroup, ArmGroupReport
 from learners.baselines.counterparty_features import BELIEF, DAY_US, KNOWN_US, SPANS_US, CounterpartyFeatures
-from learners.baselines.logistic_risk import COLUMNS, ITERATIONS, KNOTS, Risk, RiskConfig, columns
+from learners.baselines.logistic_risk import COLUMNS, ITERATIONS, KNOTS, Risk, columns
+from learners.baselines.specs import RiskConfig
 from learners.contract.batch import Batch, Floats
 from learners.contract.made_up.payments import Paid, Till, payments
 from learners.contract.made_up.streams import SECOND

@@ -16,8 +16,9 @@ from learners.contract.protocol import Losses
 from learners.contract.state_codec import from_json_tensor
 from learners.contract.string_index import UNKNOWN, UNKNOWN_NAME
 from learners.models.sdim.embedding_version import EmbeddingVersion
-from learners.models.sdim.learner import SDIM, unclocked_config
-from learners.models.sdim.network import SDIMConfig, item_row
+from learners.models.sdim.learner import SDIM
+from learners.models.sdim.network import item_row
+from learners.models.sdim.spec import SDIMConfig, unclocked_config
 from learners.tasks.ranking import Ranking, RankingConfig
 
 CONFIG = SDIMConfig(seed=2, width=16, bits=24, last_n=64, short_n=6, publish_every=5, publish_drift=1.0, table_users=0)

@@ -16,7 +16,7 @@ from learners.contract.made_up.streams import SECOND, words
 from learners.contract.protocol import ForeignState
 from learners.models.sdim.embedding_version import EmbeddingVersion, StaleRow, serving
 from learners.models.sdim.learner import SDIM
-from learners.models.sdim.network import SDIMConfig
+from learners.models.sdim.spec import SDIMConfig
 from learners.tasks.ranking import Ranking, RankingConfig
 
 CONFIG = SDIMConfig(seed=2, width=16, last_n=40, short_n=6, publish_every=8, publish_drift=1.0, reserve=8)

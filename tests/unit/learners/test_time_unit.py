@@ -15,7 +15,7 @@ from learners.contract.batch import Batch, Floats, Query
 from learners.contract.made_up.streams import SECOND, START, MadeUpHistory, batch_of, words
 from learners.contract.protocol import ForeignState, Learner
 from learners.models.prompttpp.learner import PromptTPP
-from learners.models.prompttpp.network import PromptTPPConfig
+from learners.models.prompttpp.spec import PromptTPPConfig
 
 HOUR = 3_600 * SECOND
 STEP = 32

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from contracts.scoring import ModelInfo
+from learners.contract.needs import TaskSpec
 from learners.contract.protocol import Learner
-from learners.registry import RANKING
 from scoring.serve.live_model import Model
 from storage.learning.snapshot_registry import Snapshot
 
@@ -48,7 +48,9 @@ def _model(learner: Learner) -> Model:
         snapshot_created_at=NOW,
         device="cpu",
         sha256="0",
-        answers="ranking" if learner.name in RANKING else "next_event",
+        answers="next_event",
         embedding=None,
     )
-    return Model(learner=learner, snapshot=snapshot, info=info)
+    return Model(
+        learner=learner, snapshot=snapshot, info=info, task=TaskSpec(name="next_event", kind="next_event", cost="time")
+    )

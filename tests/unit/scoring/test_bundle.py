@@ -36,7 +36,6 @@ SMALL = {"hidden": 8, "time_dim": 4, "layers": 1, "pool": 4, "prompt_length": 2,
 OPTIONS: dict[str, dict[str, Any]] = {
     "prompttpp": SMALL,
     "markov": {},
-    "frozen": SMALL,
     "sdim": {"last_n": 16, "short_n": 4, "publish_every": 2},
     "own_count": {},
 }

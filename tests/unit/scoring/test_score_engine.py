@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from contracts.scoring import ScoreAnswer, ScoreRequest
 from learners.contract.batch import Batch, Context, Query, Target
-from learners.contract.protocol import Losses, Needs, Prediction, Report, State
+from learners.contract.needs import Needs
+from learners.contract.protocol import Losses, Prediction, Report, State
 from scoring.errors import Failed, Invalid, NotReady, Refusal
 from scoring.serve.batch_engine import Engine
 from scoring.serve.live_model import Model, device_for

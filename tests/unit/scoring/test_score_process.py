@@ -27,7 +27,11 @@ def score(**settings: Any) -> Score:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"learner": "oracle"}, "known: .*prompttpp"), ({"device": "abacus"}, "score.device")],
+    [
+        ({"learner": "risk"}, "risk' answers no requests: it predicts outcome"),
+        ({"learner": "oracle"}, "no learner 'oracle'; there are .*prompttpp"),
+        ({"device": "abacus"}, "score.device"),
+    ],
 )
 def test_a_setting_that_cannot_work_is_refused_at_once(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):

@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from learners import registry
 from learners.models.sdim.embedding_version import next_version
 from learners.models.sdim.learner import SDIM
-from learners.models.sdim.network import SDIMConfig
-from learners.registry import build
+from learners.models.sdim.spec import SDIMConfig
 from scoring.serve.warm_up import warm_up
+from scoring.weights import SERVED
 
 
-@pytest.mark.parametrize("name", ["prompttpp", "own_count", "sdim_frozen"])
-def test_every_kind_of_learner_answers_a_full_and_an_empty_history(name: str) -> None:
-    warm_up(build(name), ranks=name != "prompttpp", published=None)
+@pytest.mark.parametrize("name", [n for n in registry.names() if registry.tasks_of(n)[0].kind in SERVED])
+def test_every_learner_that_is_served_answers_a_full_and_an_empty_history(name: str) -> None:
+    warm_up(registry.build(name), ranks=registry.tasks_of(name)[0].kind == "ranking", published=None)
 
 
 @pytest.mark.parametrize("items", [0, 1, 30])

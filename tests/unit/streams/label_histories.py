@@ -13,13 +13,14 @@ from sqlalchemy import Connection, text
 
 from contracts.topics import LABELS, PAYMENT, USER
 from learners.arms.group import LossTotal
+from learners.learner_config import LearnerConfig
 from storage.dictionary import Dictionary
 from storage.learning import journal
 from storage.learning.journal import Step
 from storage.log import event_log
 from streams.train.merge import Row, runs_of
 from streams.train.silences import SilenceWatch
-from streams.train.step_runner import LearnerConfig, StepRunner
+from streams.train.step_runner import StepRunner
 from tests.integration.learning import Given, Place, Scribe, Told, streams_of
 from tests.unit.streams.label_oracle import Taken
 

@@ -13,20 +13,14 @@ from sqlalchemy import Connection
 
 from contracts.topics import PAYMENT, USER
 from learners.contract.protocol import ForeignState
+from learners.learner_config import LearnerConfig
 from runtime.lifecycle import OperatorActionRequired
 from storage.dictionary import Dictionary
 from storage.engine import open_engine
 from storage.learning import journal, snapshot_files
 from storage.learning.journal import Step
 from streams.train.merge import LogRow, Merge, runs_of
-from streams.train.step_runner import (
-    LearnerConfig,
-    StepRunner,
-    check_actions,
-    journalled,
-    load_tensors,
-    make_deterministic,
-)
+from streams.train.step_runner import StepRunner, check_actions, journalled, load_tensors, make_deterministic
 from streams.train.watermark import Front
 from tests.integration.learning import Given, Place, Scribe, streams_of, undone
 

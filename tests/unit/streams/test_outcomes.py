@@ -23,6 +23,7 @@ from contracts.topics import LABELS, PAYMENT, USER
 from learners.arms.group import ArmGroup, ArmGroupReport
 from learners.baselines.logistic_risk import columns
 from learners.contract.batch import Batch, TargetKind
+from learners.learner_config import LearnerConfig
 from storage.dictionary import Dictionary
 from storage.engine import open_engine
 from storage.learning import journal, label_resolutions, predictions, snapshot_files
@@ -32,7 +33,7 @@ from storage.log import event_log, offsets
 from storage.sequences.user_sequences import SequenceEvent
 from streams.train.merge import LabelRow, LogRow, Merge, Row, runs_of
 from streams.train.silences import Silences, SilenceWatch
-from streams.train.step_runner import LearnerConfig, StepRunner, make_deterministic
+from streams.train.step_runner import StepRunner, make_deterministic
 from tests.integration.learning import Given, Place, Scribe, Told, streams_of, undone
 from tests.unit.streams.label_oracle import Oracle, Taken
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from learners.learner_config import LearnerConfig
 from runtime.lifecycle import OperatorActionRequired
 from streams.maintain import history_requirements
-from streams.train.step_runner import LearnerConfig
 
 
 def born(learner: str, **options: Any) -> dict[str, dict[str, Any]]:
@@ -41,7 +41,10 @@ def test_all_that_ask_for_more_are_named_and_the_longest_is_what_to_set() -> Non
     assert "risk" not in str(refused.value)
 
 
-@pytest.mark.parametrize("askers", [born("of_tomorrow"), born("prompttpp", depth=3), {"prompttpp": {}}])
+ROW = {"seed": 1, "options": {"depth": 3}, "resolution_us": 1}
+
+
+@pytest.mark.parametrize("askers", [{"of_tomorrow": ROW}, {"prompttpp": ROW}, {"prompttpp": {}}])
 def test_a_learner_that_this_code_cannot_build_is_not_trimmed_behind_its_back(askers: dict[str, Any]) -> None:
     with pytest.raises(OperatorActionRequired, match=r"cannot tell how long its histories are.*learner "):
         history_requirements.check(askers, events=100_000)

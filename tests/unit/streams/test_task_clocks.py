@@ -118,7 +118,7 @@ def test_retention_leaves_the_rows_that_a_clock_is_made_of(connection: Connectio
             scribe.write((PAYMENT, 0), [Given(n, n, n, "ann", "paid")], known=False)
             scribe.write((LABELS, 0), [Told(n, n, n, "ann", "x", n, task="fraud" if n % 4 == 0 else "default")])
         connection.exec_driver_sql(
-            """INSERT INTO learner (name, version, config) VALUES ('risk', '2', '{"options": {"task": "fraud"}}')"""
+            """INSERT INTO learner (name, version, config) VALUES ('risk', '2', '{"options": {}, "label": "fraud"}')"""
         )
         pay, tell = scribe.stream_id((PAYMENT, 0)), scribe.stream_id((LABELS, 0))
         cursor = {pay: 30, tell: 38}
