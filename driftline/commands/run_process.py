@@ -221,6 +221,8 @@ def long_running(
     configure_logging(settings.log_format, settings.log_level, process=name, hidden=settings.secrets())
     catch_the_uncaught()
     failpoints.arm(settings.failpoint)
+    if tables:
+        _ = call.postgres_url  # whoever gave neither hears of this one first
     if kafka:
         _ = call.kafka  # what is wrong with its options is told in the log, before anything runs
     if tables:
