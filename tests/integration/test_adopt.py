@@ -87,7 +87,7 @@ def test_a_recreated_topic_is_refused_then_adopted_and_read_from_its_start(
     assert report.ok
     assert (report.topics[topics.USER].accepted, report.topics[topics.USER].not_retained) == (8, 8)
     assert verb("offsets", "rebind", "--yes") == Exit.DONE
-    assert "nothing to adopt" in capsys.readouterr().out
+    assert "nothing to rebind" in capsys.readouterr().out
 
 
 def test_records_deleted_before_they_were_read_leave_a_lost_segment(
