@@ -219,7 +219,7 @@ class ArmGroup:
         return self.learner.serving_state()
 
     def load(self, state: State) -> None:
-        """Takes a `state()` of a arm group of the same arms.
+        """Takes a `state()` of a group of the same arms.
 
         :raises ForeignState: arms or one arm's tensors differ; no arm was changed.
         """

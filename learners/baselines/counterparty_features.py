@@ -1,7 +1,7 @@
 """What is known of the parties to payments, users and merchants, when a payment comes: counts that fade with time.
 
 Of a merchant: how many payments lately, how long since the last one. Of both: how many of their outcomes are known
-by now, and what share of these was bad. One object asks for all arms of a arm group, as `Ranking` does for candidates.
+by now, and what share of these was bad. One object asks for all arms of a group, as `Ranking` does for candidates.
 
 A party's counts go on while a label is on its way, so nobody could say at maturity what was known when the payment
 came. What was said then is therefore kept with the prediction and handed back (`Subject.features`).

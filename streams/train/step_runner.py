@@ -191,7 +191,7 @@ class StepRunner:
 
 
 def load_tensors(arm_group: ArmGroup, tensors: dict[str, NDArray[Any]]) -> None:
-    """What a snapshot holds of the arm group, into a arm group.
+    """What a snapshot holds of the arm group, into an arm group.
 
     :raises ForeignState: they belong to another learner, version or configuration.
     """

@@ -27,7 +27,7 @@ def test_as_many_events_as_a_learner_asks_for_are_enough_and_one_fewer_is_not() 
 
 
 def test_what_is_not_set_is_asked_of_the_learner_and_of_the_arms_beside_it() -> None:
-    """Of a arm group of sdim, both the learner and the count of own items ask for 256 by default."""
+    """Of sdim's arms, both the learner and the count of own items ask for 256 by default."""
     history_requirements.check(born("sdim"), events=256)
     with pytest.raises(OperatorActionRequired, match="sdim for 256"):
         history_requirements.check(born("sdim"), events=255)
